@@ -1,0 +1,4 @@
+//! The platform of plain Linux processes.
+
+pub mod memory;
+pub mod protocol;

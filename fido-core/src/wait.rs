@@ -1,0 +1,24 @@
+//! Waiting: what a thread waits for, and how.
+
+use std::os::fd::BorrowedFd;
+
+/// Something a thread waits for: a lane, a device, a socket set.
+///
+/// The order that loses no wake-up: poll everything; if nothing was there, `arm` every source, issue one
+/// `fence(SeqCst)`, ask every source whether it is `ready`, and only if none is, sleep on the wake descriptors; then
+/// `disarm`. [`crate::waiter::Waiter`] does this.
+pub trait Source {
+    /// Readable when there may be something to do. Level-triggered until [`Source::disarm`] has reset it.
+    fn wake_fd(&self) -> BorrowedFd<'_>;
+
+    /// Says to whoever feeds this source that its reader is about to sleep.
+    fn arm(&mut self) {}
+
+    /// Whether there is something to do now. Asked after [`Source::arm`] and a fence.
+    fn ready(&mut self) -> bool {
+        false
+    }
+
+    /// Says that the reader is awake again, and resets the wake descriptor.
+    fn disarm(&mut self) {}
+}

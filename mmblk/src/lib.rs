@@ -1,0 +1,3 @@
+//! MMBlk: a block device between domains, by address.
+
+pub mod queue;

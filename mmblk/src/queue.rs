@@ -1,0 +1,158 @@
+//! The face of every block device here: one asynchronous queue.
+//!
+//! A [`BlockQueue`] is a link to a back end in another domain, or a back end itself; whoever uses it cannot tell. One
+//! queue belongs to one thread. Requests carry an id of the caller's; completions come in any order.
+
+use fido_core::payload::Payload;
+use fido_core::wait::Source;
+
+/// The most bytes one request may carry.
+pub const MAX_REQUEST_BYTES: u32 = 4 << 20;
+
+/// What a device is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Size in bytes, a multiple of `block`.
+    pub bytes: u64,
+    /// Offsets and lengths are multiples of this many bytes, a power of two.
+    pub block: u32,
+    /// The most requests in flight on one queue.
+    pub depth: u32,
+}
+
+/// What is asked of a device. Offsets and lengths are in bytes.
+#[derive(Debug, Clone)]
+pub enum BlockOp {
+    /// Reads `len` bytes. The data is lent from the device's buffers.
+    Read {
+        /// First byte.
+        offset: u64,
+        /// How many bytes.
+        len: u32,
+    },
+    /// Writes the payload, wherever in the appliance its bytes lie (any alignment in memory; its length is a
+    /// multiple of the block size). The queue keeps the payload until the request is complete.
+    Write {
+        /// First byte.
+        offset: u64,
+        /// The data.
+        data: Payload,
+        /// Whether it must be on stable storage when the request completes (force unit access).
+        durable: bool,
+    },
+    /// Makes every write that completed before this request durable.
+    Flush,
+    /// Says that the content is no longer needed; it then reads as zeros or as before.
+    Discard {
+        /// First byte.
+        offset: u64,
+        /// How many bytes; unlike the others not limited to [`MAX_REQUEST_BYTES`].
+        len: u64,
+    },
+}
+
+/// Why a request failed. The device stays usable.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BlockError {
+    /// Beyond the device's end.
+    #[error("{offset}+{len} is beyond the device's end")]
+    OutOfRange {
+        /// First byte asked for.
+        offset: u64,
+        /// Bytes asked for.
+        len: u64,
+    },
+    /// Not a multiple of the block size.
+    #[error("{offset}+{len} is not a multiple of the device's block size")]
+    Misaligned {
+        /// First byte asked for.
+        offset: u64,
+        /// Bytes asked for.
+        len: u64,
+    },
+    /// Empty, or more than [`MAX_REQUEST_BYTES`] or [`fido_core::payload::MAX_SEGMENTS`].
+    #[error("a request of {len} bytes in {segments} segments is beyond the limits")]
+    Size {
+        /// Bytes asked for.
+        len: u64,
+        /// Segments of its payload.
+        segments: usize,
+    },
+    /// A segment of the payload has no memory behind it at the device.
+    #[error("the device cannot reach the payload: {0}")]
+    Address(String),
+    /// The device has no buffer now. Try again when loans have returned.
+    #[error("the device has no free buffer")]
+    NoBuffer,
+    /// The operating system's error.
+    #[error("input/output error {errno}")]
+    Io {
+        /// `errno`, as `std::io::Error::from_raw_os_error` takes it.
+        errno: i32,
+    },
+    /// The device has no space left behind it.
+    #[error("no space behind the device")]
+    NoSpace,
+    /// The answer made no sense.
+    #[error("the device answered with {0}")]
+    Protocol(String),
+}
+
+/// The end of a request.
+#[derive(Debug)]
+pub struct BlockCompletion {
+    /// The id it was submitted with.
+    pub id: u64,
+    /// For a read, the data on loan (drop it to return it); for all else, nothing.
+    pub result: Result<Payload, BlockError>,
+}
+
+/// A request that the queue could not take.
+#[derive(Debug)]
+pub struct Busy(pub BlockOp);
+
+/// One asynchronous queue of a block device.
+pub trait BlockQueue: Source {
+    /// What the device is like.
+    fn geometry(&self) -> Geometry;
+
+    /// Starts a request. Its completion carries `id`, which the caller may choose freely. A request that is wrong in
+    /// itself (range, size) is taken and completes with its error.
+    ///
+    /// # Errors
+    /// [`Busy`] gives the request back if the queue is full: poll, then try again.
+    fn submit(&mut self, id: u64, op: BlockOp) -> Result<(), Busy>;
+
+    /// Moves things along and returns the next completion, if there is one. Never blocks.
+    fn poll(&mut self) -> Option<BlockCompletion>;
+
+    /// Hands submitted requests on. Call it after a batch of `submit` and before waiting.
+    fn flush_submissions(&mut self);
+}
+
+impl Geometry {
+    /// Checks an operation against the device's size and block, and the general limits.
+    ///
+    /// # Errors
+    /// The [`BlockError`] that the request has to complete with.
+    pub fn check(&self, op: &BlockOp) -> Result<(), BlockError> {
+        let (offset, len, segments) = match op {
+            BlockOp::Flush => return Ok(()),
+            BlockOp::Read { offset, len } => (*offset, u64::from(*len), 0),
+            BlockOp::Write { offset, data, .. } => (*offset, data.len(), data.parts().len()),
+            BlockOp::Discard { offset, len } => (*offset, *len, 0),
+        };
+        let limited = !matches!(op, BlockOp::Discard { .. });
+        if len == 0 || (limited && len > u64::from(MAX_REQUEST_BYTES)) || segments > fido_core::payload::MAX_SEGMENTS {
+            return Err(BlockError::Size { len, segments });
+        }
+        if offset.checked_add(len).is_none_or(|end| end > self.bytes) {
+            return Err(BlockError::OutOfRange { offset, len });
+        }
+        let mask = u64::from(self.block) - 1;
+        if (offset | len) & mask != 0 {
+            return Err(BlockError::Misaligned { offset, len });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,1 @@
+//! The NFSv3 and MOUNT v3 server.
