@@ -314,7 +314,7 @@ impl<'a> Peer<'a> {
         if check_slots(slots).is_err() {
             return Err(error("the peer's ring size is not a power of two within the limits"));
         }
-        if control % SLOT_BYTES != 0 || ring % SLOT_BYTES != 0 {
+        if !control.is_multiple_of(SLOT_BYTES) || !ring.is_multiple_of(SLOT_BYTES) {
             return Err(error("the peer's lane is not aligned to a cache line"));
         }
         let inside = self.0.at(control, CONTROL_BYTES).and(self.0.at(ring, u64::from(slots) * SLOT_BYTES));

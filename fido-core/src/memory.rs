@@ -30,11 +30,11 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Memory over an arena, with a heap from offset `heap_start` to its end, and the windows of `table`, to which
-    /// the own arena is added.
-    pub fn new(arena: Arc<OwnArena>, heap_start: u64, table: Arc<WindowTable>) -> Self {
+    /// Memory over an arena, with a heap behind its lanes, and the windows of `table`, to which the own arena is
+    /// added.
+    pub fn new(arena: Arc<OwnArena>, table: Arc<WindowTable>) -> Self {
         table.insert(arena.window().clone());
-        let heap = Heap::new(arena.clone(), heap_start..arena.len());
+        let heap = Heap::new(arena.clone(), arena.heap_start()..arena.len());
         Self { arena, heap, windows: WindowView::new(table) }
     }
 

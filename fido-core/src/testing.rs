@@ -1,27 +1,43 @@
-//! Helpers for tests and for programs of one domain: an arena and memory without a manager.
+//! Helpers for tests and for programs of one domain: arenas, memory and lanes without a manager.
+//!
+//! They panic where the system refuses what a test cannot do without.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+#![expect(clippy::expect_used, reason = "a test cannot go on without what it asks for")]
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::addr::{DomainId, Generation, Slot};
 use crate::arena::{LanePlan, OwnArena};
+use crate::assignment::Transport;
+use crate::bell::Bell;
+use crate::lane::{Lane, LaneSetup, Mailbox, News, PassFence};
 use crate::memory::Memory;
 use crate::platform::host::memory;
-use crate::window::WindowTable;
+use crate::window::{Window, WindowTable};
+
+/// The length of the arenas of a [`TestLink`].
+pub const TEST_ARENA_BYTES: u64 = 16 << 20;
+
+fn next_slot() -> Slot {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let taken = NEXT.fetch_add(1, Ordering::Relaxed) % Slot::COUNT as u16;
+    Slot::new(Slot::COUNT as u16 - 1 - taken).expect("within the limit")
+}
+
+fn arena(id: DomainId, len: u64, lanes: &[LanePlan]) -> (OwnedFd, Arc<OwnArena>) {
+    let (file, raw) = memory::create("test", id, len).expect("memory for an arena");
+    // SAFETY: fresh memory from the platform, which nobody can write but through this arena.
+    (file, Arc::new(unsafe { OwnArena::format(raw, id, lanes) }.expect("a layout within the limits")))
+}
 
 /// An arena of `len` bytes that no manager knows, in a slot of its own (counted down from the last one).
 ///
 /// # Panics
-/// If the system has no memory for it or the layout is beyond the limits: it is for tests.
-#[expect(clippy::expect_used, reason = "a test cannot go on without it")]
+/// If the system has no memory for it or the layout is beyond the limits.
 pub fn private_arena(len: u64, lanes: &[LanePlan]) -> Arc<OwnArena> {
-    static NEXT: AtomicU16 = AtomicU16::new(Slot::COUNT as u16 - 1);
-    let number = NEXT.fetch_sub(1, Ordering::Relaxed) % Slot::COUNT as u16;
-    let slot = Slot::new(number).expect("within the limit");
-    let id = DomainId { slot, generation: Generation::FIRST };
-    let (_file, raw) = memory::create("private", id, len).expect("memory for an arena");
-    // SAFETY: fresh memory from the platform; its file is closed, so nobody else has it.
-    Arc::new(unsafe { OwnArena::format(raw, id, lanes) }.expect("a layout within the limits"))
+    arena(DomainId { slot: next_slot(), generation: Generation::FIRST }, len, lanes).1
 }
 
 /// Memory over a private arena of `len` bytes: a heap, and no windows but the own.
@@ -29,7 +45,181 @@ pub fn private_arena(len: u64, lanes: &[LanePlan]) -> Arc<OwnArena> {
 /// # Panics
 /// As [`private_arena`].
 pub fn private_memory(len: u64) -> Memory {
-    let arena = private_arena(len, &[]);
-    let heap_start = arena.heap_start();
-    Memory::new(arena, heap_start, Arc::new(WindowTable::default()))
+    Memory::new(private_arena(len, &[]), Arc::new(WindowTable::default()))
+}
+
+/// One domain of a test: its memory, its arena's file and the mailboxes of its lanes.
+#[derive(Debug)]
+pub struct TestDomain {
+    /// Its memory.
+    pub memory: Memory,
+    file: OwnedFd,
+    id: DomainId,
+}
+
+impl TestDomain {
+    fn new(id: DomainId, len: u64, lanes: &[LanePlan]) -> Self {
+        let (file, arena) = arena(id, len, lanes);
+        Self { memory: Memory::new(arena, Arc::new(WindowTable::default())), file, id }
+    }
+
+    /// This domain's arena as a peer sees it: read-only.
+    ///
+    /// # Panics
+    /// If the system cannot map it.
+    pub fn window(&self) -> Arc<Window> {
+        let len = self.memory.arena().len();
+        Arc::new(memory::open(self.file.as_fd(), self.id, len).expect("a window"))
+    }
+
+    /// Who it is.
+    pub fn id(&self) -> DomainId {
+        self.id
+    }
+}
+
+/// Counts the fences that a domain has passed.
+#[derive(Debug, Default)]
+pub struct Passes {
+    count: AtomicUsize,
+    last: Mutex<Option<DomainId>>,
+}
+
+impl Passes {
+    /// How often a fence was passed.
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
+    }
+
+    /// Whose fence was passed last.
+    pub fn last(&self) -> Option<DomainId> {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PassFence for Passes {
+    fn passed(&self, dead: DomainId) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(dead);
+        self.count.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A link of one lane between two domains of one process; the test plays the manager.
+#[derive(Debug)]
+pub struct TestLink {
+    transport: Transport,
+    slots: u32,
+    a: TestDomain,
+    b: TestDomain,
+    a_mail: Arc<Mailbox>,
+    b_mail: Arc<Mailbox>,
+    /// The fences that side a has passed.
+    pub a_passes: Arc<Passes>,
+}
+
+impl TestLink {
+    /// A link whose rings have `slots` slots, and its two ends, connected.
+    ///
+    /// # Panics
+    /// If the system has no memory for it.
+    pub fn new(slots: u32, transport: Transport) -> (Self, Lane, Lane) {
+        let id = || DomainId { slot: next_slot(), generation: Generation::FIRST };
+        let plan = [LanePlan { link: 1, lane: 0, slots }];
+        let a = TestDomain::new(id(), TEST_ARENA_BYTES, &plan);
+        let b = TestDomain::new(id(), TEST_ARENA_BYTES, &plan);
+        let mail = || Arc::new(Mailbox::new(Arc::new(Bell::new().expect("a bell"))));
+        let (a_mail, b_mail) = (mail(), mail());
+        let link = Self { transport, slots, a, b, a_mail, b_mail, a_passes: Arc::default() };
+        let a = link.lane(&link.a, &link.a_mail, link.a_passes.clone());
+        let b = link.lane(&link.b, &link.b_mail, Arc::new(Passes::default()));
+        link.introduce();
+        let (a, b) = (connected(a), connected(b));
+        let a = connected(a);
+        (link, a, b)
+    }
+
+    fn lane(&self, domain: &TestDomain, mailbox: &Arc<Mailbox>, fence: Arc<dyn PassFence>) -> Lane {
+        Lane::new(LaneSetup {
+            name: "test[0]".into(),
+            place: domain.memory.arena().lanes()[0],
+            transport: self.transport,
+            memory: domain.memory.clone(),
+            mailbox: mailbox.clone(),
+            fence,
+        })
+    }
+
+    /// Gives each side the other's window and bell.
+    fn introduce(&self) {
+        self.a.memory.windows().insert(self.b.window());
+        self.b.memory.windows().insert(self.a.window());
+        let bell = |mail: &Mailbox| Box::new(mail.bell().share().expect("a bell"));
+        self.a_mail.put(News::Up(self.b.id, bell(&self.b_mail)));
+        self.b_mail.put(News::Up(self.a.id, bell(&self.a_mail)));
+    }
+
+    /// Side a.
+    pub fn a(&self) -> &TestDomain {
+        &self.a
+    }
+
+    /// Side b.
+    pub fn b(&self) -> &TestDomain {
+        &self.b
+    }
+
+    /// Lets both sides read a third domain's arena.
+    pub fn add_window(&self, third: &TestDomain) {
+        self.a.memory.windows().insert(third.window());
+        self.b.memory.windows().insert(third.window());
+    }
+
+    /// Tells side a that b is dead. (Drop b's lane yourself, or keep it as a zombie.)
+    pub fn kill_b(&self) {
+        self.a_mail.put(News::Died(self.b.id));
+    }
+
+    /// Tells side a that everybody has passed the fence of b's present incarnation.
+    pub fn fence_b(&self) {
+        self.a.memory.windows().remove(self.b.id);
+        self.a_mail.put(News::Fenced(self.b.id));
+    }
+
+    /// Starts b again in its next generation, with a new arena, and connects it. Returns its end of the lane.
+    ///
+    /// # Panics
+    /// If the system has no memory for it.
+    pub fn restart_b(&mut self) -> Lane {
+        let id = DomainId { slot: self.b.id.slot, generation: self.b.id.generation.next() };
+        let plan = [LanePlan { link: 1, lane: 0, slots: self.slots }];
+        self.b = TestDomain::new(id, TEST_ARENA_BYTES, &plan);
+        self.b_mail = Arc::new(Mailbox::new(Arc::new(Bell::new().expect("a bell"))));
+        let lane = self.lane(&self.b, &self.b_mail, Arc::new(Passes::default()));
+        self.introduce();
+        lane
+    }
+}
+
+/// The lane after it has noticed what there is to notice; a first change to `Up` is taken.
+fn connected(mut lane: Lane) -> Lane {
+    let _ = lane.change();
+    lane
+}
+
+/// Two connected ends of a lane, each with an arena of its own. What [`TestLink::new`] gives, for tests in which
+/// nobody dies.
+///
+/// # Panics
+/// If the system has no memory for it.
+pub fn lane_pair(slots: u32, transport: Transport) -> (Lane, Lane) {
+    let (_link, a, b) = TestLink::new(slots, transport);
+    (a, b)
+}
+
+/// A third domain, whose bytes can be forwarded over a [`TestLink`].
+///
+/// # Panics
+/// If the system has no memory for it.
+pub fn test_domain(len: u64) -> TestDomain {
+    TestDomain::new(DomainId { slot: next_slot(), generation: Generation::FIRST }, len, &[])
 }

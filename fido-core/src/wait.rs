@@ -11,6 +11,11 @@ pub trait Source {
     /// Readable when there may be something to do. Level-triggered until [`Source::disarm`] has reset it.
     fn wake_fd(&self) -> BorrowedFd<'_>;
 
+    /// Whether the wake descriptor is an eventfd that is watched edge-triggered, so that nobody has to reset it.
+    fn edge_triggered(&self) -> bool {
+        false
+    }
+
     /// Says to whoever feeds this source that its reader is about to sleep.
     fn arm(&mut self) {}
 

@@ -1,0 +1,271 @@
+//! Loans: both ends of them, in private memory.
+//!
+//! The lender keeps each payload it has sent in a [`LoanTable`] until the borrower returns its tag. The borrower's
+//! payload carries a [`Borrowed`] hold; when its last clone is dropped, on whatever thread, the tag goes to the lane's
+//! [`Returns`], and with the next flush back to the lender.
+//!
+//! When the lender dies, its borrowers' holds live on (the window stays mapped, frozen); when the last one is dropped,
+//! the fence of that incarnation is passed, and [`Returns`] says so to the [`PassFence`] it was given.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::addr::DomainId;
+use crate::bell::{Bell, Ringer};
+use crate::payload::Payload;
+
+/// The most loans that one lane has out at a time.
+pub const MAX_LOANS: usize = 32_768;
+
+/// A peer has returned a loan that it does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the peer returned loan {tag}, which it does not have")]
+pub struct UnknownLoan {
+    /// What it returned.
+    pub tag: u16,
+}
+
+/// What is on loan, by tag. Tags count from 1.
+#[derive(Debug, Default)]
+pub(super) struct LoanTable {
+    loans: Vec<Option<Payload>>,
+    free: Vec<u16>,
+    out: usize,
+}
+
+impl LoanTable {
+    /// Whether another loan can be given.
+    pub(super) fn has_room(&self) -> bool {
+        self.out < MAX_LOANS
+    }
+
+    /// Keeps a payload and gives it a tag. The caller has asked for room.
+    pub(super) fn give(&mut self, payload: Payload) -> u16 {
+        self.out += 1;
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.loans.push(None);
+            (self.loans.len() - 1) as u16
+        });
+        self.loans[usize::from(index)] = Some(payload);
+        index + 1
+    }
+
+    /// Ends a loan.
+    pub(super) fn take(&mut self, tag: u16) -> Result<Payload, UnknownLoan> {
+        let index = tag.wrapping_sub(1);
+        let loan = self.loans.get_mut(usize::from(index)).and_then(Option::take).ok_or(UnknownLoan { tag })?;
+        self.free.push(index);
+        self.out -= 1;
+        Ok(loan)
+    }
+
+    /// How many loans are out.
+    pub(super) fn len(&self) -> usize {
+        self.out
+    }
+
+    /// Takes all loans out of the table, for the quarantine.
+    pub(super) fn drain(&mut self) -> Vec<Payload> {
+        self.out = 0;
+        self.free.clear();
+        self.loans.drain(..).flatten().collect()
+    }
+}
+
+/// Who wants to know when nothing that came from a dead incarnation is held any more.
+pub trait PassFence: Send + Sync {
+    /// Called once per lane and dead incarnation, from whichever thread drops the last hold.
+    fn passed(&self, dead: DomainId);
+}
+
+/// The loans of one session that this domain has to return.
+pub(super) struct Returns {
+    peer: DomainId,
+    fence: Arc<dyn PassFence>,
+    bell: Arc<Bell>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Tags to be returned.
+    tags: Vec<u16>,
+    /// Holds that live.
+    live: usize,
+    /// The lane's thread sleeps.
+    sleeping: bool,
+    /// The session is over: tags are of no use any more.
+    closed: bool,
+    /// The peer is dead, and whoever drops the last hold has to say so.
+    dying: bool,
+}
+
+impl Returns {
+    pub(super) fn new(peer: DomainId, fence: Arc<dyn PassFence>, bell: Arc<Bell>) -> Arc<Self> {
+        Arc::new(Self { peer, fence, bell, state: Mutex::default() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // No code panics while it holds the guard.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whose loans they are.
+    pub(super) fn peer(&self) -> DomainId {
+        self.peer
+    }
+
+    /// A hold on the loan `tag`.
+    pub(super) fn borrow(self: &Arc<Self>, tag: u16) -> Arc<Borrowed> {
+        self.state().live += 1;
+        Arc::new(Borrowed { tag, returns: self.clone() })
+    }
+
+    fn end(&self, tag: u16) {
+        let mut state = self.state();
+        state.live -= 1;
+        if !state.closed {
+            state.tags.push(tag);
+        }
+        let ring = std::mem::take(&mut state.sleeping);
+        let passed = state.dying && state.live == 0;
+        drop(state);
+        if ring {
+            self.bell.ring();
+        }
+        if passed {
+            self.fence.passed(self.peer);
+        }
+    }
+
+    /// Up to `most` tags to return now, the oldest first.
+    pub(super) fn take(&self, most: usize, tags: &mut Vec<u16>) {
+        let mut state = self.state();
+        let count = most.min(state.tags.len());
+        tags.extend(state.tags.drain(..count));
+    }
+
+    /// Whether there is something to return.
+    pub(super) fn is_due(&self) -> bool {
+        !self.state().tags.is_empty()
+    }
+
+    /// Notes whether the lane's thread sleeps and wants to be woken for a return.
+    pub(super) fn set_sleeping(&self, sleeping: bool) {
+        self.state().sleeping = sleeping;
+    }
+
+    /// Ends the session: nothing can be returned any more.
+    pub(super) fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        state.tags.clear();
+    }
+
+    /// The peer is dead: passes its fence now, or when the last hold is dropped.
+    pub(super) fn peer_died(&self) {
+        self.close();
+        let mut state = self.state();
+        let passed = !state.dying && state.live == 0;
+        state.dying = true;
+        drop(state);
+        if passed {
+            self.fence.passed(self.peer);
+        }
+    }
+}
+
+/// The hold on a peer's loan.
+pub(super) struct Borrowed {
+    tag: u16,
+    returns: Arc<Returns>,
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        self.returns.end(self.tag);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::{Generation, GlobalAddr, Segment, Slot};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[derive(Default)]
+    struct Passes(AtomicUsize);
+
+    impl PassFence for Passes {
+        fn passed(&self, _dead: DomainId) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn returns(passes: &Arc<Passes>) -> Arc<Returns> {
+        let peer = DomainId { slot: Slot::new(5).unwrap(), generation: Generation::FIRST };
+        Returns::new(peer, passes.clone(), Arc::new(Bell::new().unwrap()))
+    }
+
+    fn payload(n: u64) -> Payload {
+        let mut payload = Payload::new();
+        payload.push(Segment::new(GlobalAddr::from_bits(n), 1), None);
+        payload
+    }
+
+    #[test]
+    fn a_loan_ends_once() {
+        let mut table = LoanTable::default();
+        let (a, b) = (table.give(payload(10)), table.give(payload(20)));
+        assert!(a != 0 && b != 0 && a != b);
+        assert_eq!(table.take(a).unwrap().segments().next().unwrap().addr.bits(), 10);
+        for wrong in [a, 0, 3, u16::MAX] {
+            assert_eq!(table.take(wrong).unwrap_err(), UnknownLoan { tag: wrong });
+        }
+        assert_eq!((table.len(), table.drain().len(), table.len()), (1, 1, 0));
+        assert!(table.take(b).is_err(), "in quarantine");
+    }
+
+    #[test]
+    fn the_limit_of_loans() {
+        let mut table = LoanTable::default();
+        for n in 0..MAX_LOANS {
+            assert!(table.has_room());
+            assert_eq!(usize::from(table.give(payload(0))), n + 1);
+        }
+        assert!(!table.has_room());
+        table.take(17).unwrap();
+        assert!(table.has_room());
+    }
+
+    #[test]
+    fn the_fence_is_passed_with_the_last_hold_and_once() {
+        let passes = Arc::new(Passes::default());
+        let count = || passes.0.load(Ordering::SeqCst);
+        let session = returns(&passes);
+        let (a, b) = (session.borrow(1), session.borrow(2));
+        let again = a.clone();
+        drop(a);
+        session.peer_died();
+        drop(b);
+        assert_eq!(count(), 0);
+        drop(again);
+        assert_eq!(count(), 1);
+        session.peer_died();
+        assert_eq!(count(), 1);
+        returns(&passes).peer_died();
+        assert_eq!(count(), 2, "nothing held: at once");
+    }
+
+    #[test]
+    fn a_return_wakes_a_sleeping_lane() {
+        let session = returns(&Arc::new(Passes::default()));
+        let hold = session.borrow(9);
+        session.set_sleeping(true);
+        std::thread::spawn(move || drop(hold)).join().unwrap();
+        let mut count = [0; 8];
+        assert_eq!(rustix::io::read(&session.bell, &mut count), Ok(8));
+        let mut tags = Vec::new();
+        session.take(10, &mut tags);
+        assert_eq!(tags, [9]);
+    }
+}

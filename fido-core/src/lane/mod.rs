@@ -1,0 +1,450 @@
+//! The lane: a pair of one-way rings with a peer, and the loans that travel over it.
+//!
+//! Protocols above see messages: a [`Head`] of theirs and a [`Payload`]. Sending lends the payload's segments; the
+//! lane keeps the payload until the peer has let go of it. A received payload is checked against the windows, and
+//! returns its loan when its last clone is dropped, on whatever thread. So no protocol handles tags, and forwarding a
+//! payload over another lane is transitive zero copy with nothing to remember.
+//!
+//! When the peer dies, what was on loan to it goes into *quarantine* until the manager says that its fence is passed;
+//! and when the last payload that came from it is dropped here, this side passes that fence ([`PassFence`]).
+//!
+//! With [`Transport::Copying`] the payload is copied into a buffer of the sender and out of it by the receiver, with a
+//! doorbell per message: the classic way, for comparison. Nothing above the lane notices.
+//!
+//! A lane belongs to one thread at a time. It never blocks.
+
+mod loan;
+mod mailbox;
+mod receive;
+mod session;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use crate::addr::DomainId;
+use crate::arena::LanePlace;
+use crate::assignment::Transport;
+use crate::bell::Bell;
+use crate::heap::HeapError;
+use crate::memory::{CopyError, Memory};
+use crate::message::{self, Frame, Head, INLINE_SEGMENTS, KIND_RESERVED, LIST_ENTRY_BYTES, NO_SEGMENT};
+use crate::payload::{MAX_SEGMENTS, Payload};
+use crate::wait::Source;
+use crate::window::AddressError;
+use loan::Returns;
+pub use loan::{MAX_LOANS, PassFence, UnknownLoan};
+pub use mailbox::{Mailbox, News};
+pub use receive::{Refusal, RefusalError};
+use session::Session;
+
+/// Why a message was not sent. The payload comes back where it can be sent later or elsewhere.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// No room in the ring, in the loan table or (for lists and copies) in the heap; the peer or returning loans make
+    /// room, and the lane's bell rings then.
+    #[error("the lane is full")]
+    Full(Payload),
+    /// There is no peer now.
+    #[error("the lane's peer is not there")]
+    Down(Payload),
+    /// More than [`MAX_SEGMENTS`].
+    #[error("{} segments in one message; the limit is {MAX_SEGMENTS}", .0.parts().len())]
+    TooManySegments(Payload),
+    /// The kind belongs to the lane itself.
+    #[error("kind {0:#x} is reserved (from {KIND_RESERVED:#x} on)")]
+    ReservedKind(u8),
+    /// The copying transport cannot read the payload.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// The copying transport has no buffer of that size at all.
+    #[error(transparent)]
+    Heap(#[from] HeapError),
+}
+
+/// A change of the lane's peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// A session with that incarnation has begun; both rings are empty.
+    Up(DomainId),
+    /// The session with that incarnation is over: it died, or what it published is broken.
+    Down(DomainId),
+}
+
+/// What a lane needs to know about itself.
+pub struct LaneSetup {
+    /// For messages: the link's name and the lane's number.
+    pub name: String,
+    /// This side's half.
+    pub place: LanePlace,
+    /// How payload travels.
+    pub transport: Transport,
+    /// The domain's memory.
+    pub memory: Memory,
+    /// Where news about the peer arrive.
+    pub mailbox: Arc<Mailbox>,
+    /// Who is told when the fence of a dead peer is passed here.
+    pub fence: Arc<dyn PassFence>,
+}
+
+/// A pair of one-way rings with a peer. See the module's head.
+pub struct Lane {
+    setup: LaneSetup,
+    session: Option<Session>,
+    /// Sessions that ended before their peer was reported dead.
+    broken: Vec<Arc<Returns>>,
+    changes: VecDeque<Change>,
+    /// Messages taken from the ring ahead of their time, to get at the returns behind them.
+    backlog: VecDeque<Result<(Head, Payload), Refusal>>,
+    /// What was on loan to dead incarnations.
+    quarantine: Vec<(DomainId, Vec<Payload>)>,
+    /// A send found no room.
+    wants_room: bool,
+    /// A received copy found no room in the heap.
+    wants_heap: bool,
+    tags: Vec<u16>,
+    counts: Counts,
+}
+
+/// Counts not yet added to the domain's counters: a batch costs one atomic addition.
+#[derive(Debug, Default)]
+struct Counts {
+    sent: u64,
+    received: u64,
+    given: u64,
+    returned: u64,
+}
+
+impl Lane {
+    /// A lane that waits for its peer.
+    pub fn new(setup: LaneSetup) -> Self {
+        Self {
+            setup,
+            session: None,
+            broken: Vec::new(),
+            changes: VecDeque::new(),
+            backlog: VecDeque::new(),
+            quarantine: Vec::new(),
+            wants_room: false,
+            wants_heap: false,
+            tags: Vec::new(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// The link's name and the lane's number.
+    pub fn name(&self) -> &str {
+        &self.setup.name
+    }
+
+    /// The domain's memory.
+    pub fn memory(&self) -> &Memory {
+        &self.setup.memory
+    }
+
+    /// Slots of this side's ring.
+    pub fn slots(&self) -> u32 {
+        self.setup.place.plan.slots
+    }
+
+    /// Whether there is a peer to send to.
+    pub fn is_up(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.is_up)
+    }
+
+    /// Loans out to the living peer.
+    pub fn loans(&self) -> usize {
+        self.session.as_ref().map_or(0, |session| session.loans.len())
+    }
+
+    /// The next change of the peer, each reported once. Messages of a session come only after its `Up` was taken from
+    /// here.
+    pub fn change(&mut self) -> Option<Change> {
+        self.follow_news();
+        self.changes.pop_front()
+    }
+
+    /// Publishes a message and lends its payload. Call [`Lane::flush`] after a batch.
+    ///
+    /// # Errors
+    /// [`SendError`], with the payload where it can be sent later or elsewhere.
+    pub fn send(&mut self, head: Head, payload: Payload) -> Result<(), SendError> {
+        self.follow_news();
+        let Some(session) = self.session.as_mut().filter(|session| session.is_up) else {
+            return Err(SendError::Down(payload));
+        };
+        if head.kind >= KIND_RESERVED {
+            return Err(SendError::ReservedKind(head.kind));
+        }
+        if payload.parts().len() > MAX_SEGMENTS {
+            return Err(SendError::TooManySegments(payload));
+        }
+        if session.tx.room() == 0
+            && let Err(error) = session.refresh_room()
+        {
+            self.break_session(&error);
+            return Err(SendError::Down(payload));
+        }
+        if session.tx.room() == 0 || !session.loans.has_room() {
+            self.wants_room = true;
+            return Err(SendError::Full(payload));
+        }
+        let copying = self.setup.transport == Transport::Copying;
+        let payload = if copying { copied(&self.setup.memory, payload)? } else { payload };
+        let mut frame = Frame { head, loan: 0, returned: 0, count: 0, segments: [NO_SEGMENT; INLINE_SEGMENTS] };
+        if !payload.is_empty() {
+            let kept = list_segments(&self.setup.memory, payload, &mut frame)?;
+            frame.loan = session.loans.give(kept);
+            self.counts.given += 1;
+        }
+        session.returns.take(1, &mut self.tags);
+        frame.returned = self.tags.pop().unwrap_or(0);
+        session.tx.push(&frame.encode());
+        session.sent = true;
+        self.wants_room = false;
+        self.counts.sent += 1;
+        if copying {
+            session.ringer.ring();
+            let stats = self.setup.memory.stats();
+            stats.bells_rung.add(1);
+            stats.syscalls.add(1);
+        }
+        Ok(())
+    }
+
+    /// Publishes the returns of loans and rings the peer if it sleeps. Call it after a batch and before waiting.
+    pub fn flush(&mut self) {
+        self.follow_news();
+        self.collect();
+        self.send_returns();
+        self.ring_peer();
+        self.add_counts();
+    }
+
+    fn send_returns(&mut self) {
+        let Some(session) = self.session.as_mut().filter(|session| session.is_up) else { return };
+        while session.returns.is_due() {
+            if session.tx.room() == 0 {
+                if let Err(error) = session.refresh_room() {
+                    self.break_session(&error);
+                    return;
+                }
+                if session.tx.room() == 0 {
+                    self.wants_room = true;
+                    return;
+                }
+            }
+            session.returns.take(message::MAX_RETURNS, &mut self.tags);
+            session.tx.push(&message::encode_returns(&self.tags));
+            session.sent = true;
+            self.tags.clear();
+        }
+    }
+
+    fn ring_peer(&mut self) {
+        let Some(session) = self.session.as_mut() else { return };
+        if !(session.sent || session.credited) {
+            return;
+        }
+        let stats = self.setup.memory.stats();
+        if session.must_ring() {
+            session.ringer.ring();
+            stats.bells_rung.add(1);
+            stats.syscalls.add(1);
+        } else {
+            stats.bells_suppressed.add(1);
+        }
+    }
+
+    fn add_counts(&mut self) {
+        let counts = std::mem::take(&mut self.counts);
+        let stats = self.setup.memory.stats();
+        for (counter, count) in [
+            (&stats.messages_sent, counts.sent),
+            (&stats.messages_received, counts.received),
+            (&stats.loans_given, counts.given),
+            (&stats.loans_returned, counts.returned),
+        ] {
+            if count > 0 {
+                counter.add(count);
+            }
+        }
+    }
+
+    /// Takes in what the control thread has to tell, and notices when a session is set up on both sides.
+    fn follow_news(&mut self) {
+        while let Some(news) = self.setup.mailbox.take() {
+            match news {
+                News::Up(peer, ringer) => self.begin_session(peer, ringer),
+                News::Died(peer) => self.peer_died(peer),
+                News::Fenced(peer) => self.quarantine.retain(|(dead, _)| *dead != peer),
+            }
+        }
+        if let Some(session) = self.session.as_mut().filter(|session| !session.is_up)
+            && session.peer_is_set_up(self.setup.memory.id())
+        {
+            session.is_up = true;
+            self.changes.push_back(Change::Up(session.peer));
+        }
+    }
+
+    fn begin_session(&mut self, peer: DomainId, ringer: Box<dyn crate::bell::Ringer>) {
+        self.end_session();
+        let memory = &self.setup.memory;
+        let returns = Returns::new(peer, self.setup.fence.clone(), self.setup.mailbox.bell().clone());
+        let Some(window) = memory.windows().get(peer) else {
+            tracing::error!(lane = self.name(), %peer, "the manager announced a peer without its arena");
+            self.broken.push(returns);
+            return;
+        };
+        match Session::begin(memory.arena(), &self.setup.place, &window, ringer, returns.clone()) {
+            Ok(session) => self.session = Some(session),
+            Err(error) => {
+                tracing::error!(lane = self.name(), %peer, %error, "the peer's arena is refused");
+                memory.stats().refusals.add(1);
+                self.broken.push(returns);
+            }
+        }
+    }
+
+    fn peer_died(&mut self, peer: DomainId) {
+        if self.session.as_ref().is_some_and(|session| session.peer == peer) {
+            self.end_session();
+        }
+        let mut known = false;
+        self.broken.retain(|returns| {
+            let dead = returns.peer() == peer;
+            if dead {
+                known = true;
+                returns.peer_died();
+            }
+            !dead
+        });
+        if !known {
+            self.setup.fence.passed(peer);
+        }
+    }
+
+    /// Ends the session, if there is one: loans go into quarantine, what was received and not taken is dropped.
+    fn end_session(&mut self) {
+        let Some(mut session) = self.session.take() else { return };
+        if session.is_up {
+            self.changes.push_back(Change::Down(session.peer));
+        }
+        let loans = session.loans.drain();
+        if !loans.is_empty() {
+            self.quarantine.push((session.peer, loans));
+        }
+        self.backlog.clear();
+        self.wants_room = false;
+        self.wants_heap = false;
+        session.returns.close();
+        self.broken.push(session.returns.clone());
+    }
+
+    /// The peer has published what cannot be: it is buggy, and nothing more it says is believed.
+    fn break_session(&mut self, error: &dyn std::error::Error) {
+        if let Some(session) = &self.session {
+            tracing::error!(lane = self.name(), peer = %session.peer, %error, "the peer is broken; the lane is down");
+            self.setup.memory.stats().refusals.add(1);
+        }
+        self.end_session();
+    }
+
+    /// How many payloads are in quarantine, over all dead incarnations.
+    pub fn quarantined(&self) -> usize {
+        self.quarantine.iter().map(|(_, loans)| loans.len()).sum()
+    }
+}
+
+/// The payload in a buffer of our own ("ring pages"): the copying transport's first copy.
+fn copied(memory: &Memory, payload: Payload) -> Result<Payload, SendError> {
+    match memory.copy_in(&payload) {
+        Ok(copy) => Ok(copy.map_or_else(Payload::new, crate::heap::ArenaBuf::into_payload)),
+        Err(CopyError::Heap(HeapError::Exhausted { .. })) => Err(SendError::Full(payload)),
+        Err(CopyError::Heap(error)) => Err(SendError::Heap(error)),
+        Err(CopyError::Address(error)) => Err(SendError::Address(error)),
+    }
+}
+
+/// Puts a payload's segments into the frame, or into a list in the own arena that the frame names. Returns what has to
+/// be kept while it is on loan.
+fn list_segments(memory: &Memory, mut payload: Payload, frame: &mut Frame) -> Result<Payload, SendError> {
+    let count = payload.parts().len();
+    frame.count = count as u16;
+    if count <= INLINE_SEGMENTS {
+        for (place, segment) in frame.segments.iter_mut().zip(payload.segments()) {
+            *place = segment;
+        }
+        return Ok(payload);
+    }
+    let mut list = match memory.alloc(count * LIST_ENTRY_BYTES) {
+        Ok(list) => list,
+        Err(_) => return Err(SendError::Full(payload)),
+    };
+    for (entry, segment) in list.as_mut_slice().chunks_exact_mut(LIST_ENTRY_BYTES).zip(payload.segments()) {
+        entry.copy_from_slice(&message::encode_entry(segment));
+    }
+    frame.segments[0] = list.segment();
+    payload.append(list.into_payload());
+    Ok(payload)
+}
+
+impl Source for Lane {
+    fn wake_fd(&self) -> BorrowedFd<'_> {
+        let bell: &Bell = self.setup.mailbox.bell();
+        bell.as_fd()
+    }
+
+    fn edge_triggered(&self) -> bool {
+        true
+    }
+
+    fn arm(&mut self) {
+        if let Some(session) = self.session.as_mut() {
+            session.publish_credit();
+            session.returns.set_sleeping(true);
+            session.arm(self.wants_room);
+        }
+        self.ring_peer();
+        self.add_counts();
+    }
+
+    fn ready(&mut self) -> bool {
+        if self.setup.mailbox.has_news() || !self.changes.is_empty() {
+            return true;
+        }
+        if !self.backlog.is_empty() && !self.wants_heap {
+            return true;
+        }
+        let Some(session) = self.session.as_mut() else { return false };
+        if !session.is_up {
+            return session.peer_is_set_up(self.setup.memory.id());
+        }
+        let has_room = self.wants_room && session.has_room();
+        let can_take = session.rx.is_ready() && self.backlog.len() < self.setup.place.plan.slots as usize;
+        has_room || can_take || session.returns.is_due() && !self.wants_room
+    }
+
+    fn disarm(&mut self) {
+        if let Some(session) = self.session.as_mut() {
+            session.returns.set_sleeping(false);
+            session.disarm();
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.end_session();
+        self.add_counts();
+    }
+}
+
+impl std::fmt::Debug for Lane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Lane({}, {} loans out)", self.name(), self.loans())
+    }
+}

@@ -1,0 +1,157 @@
+//! The receiving side of a lane: what a slot alleges, checked and made a payload.
+
+use crate::addr::Segment;
+use crate::assignment::Transport;
+use crate::heap::ArenaBuf;
+use crate::message::{self, Frame, Head, INLINE_SEGMENTS, KIND_RETURNS, LIST_ENTRY_BYTES};
+use crate::payload::{Hold, MAX_SEGMENTS, Payload};
+use crate::window::AddressError;
+
+use super::session::Session;
+use super::{CopyError, Lane, Memory};
+
+/// A message whose payload is refused. Its loan has been returned already; the protocol answers it with an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    /// The message without its payload.
+    pub head: Head,
+    /// What is wrong with the payload.
+    pub error: RefusalError,
+}
+
+/// Why a payload is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RefusalError {
+    /// A segment, or the list of segments, has no memory behind it here.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// More than [`MAX_SEGMENTS`].
+    #[error("{count} segments; the limit is {MAX_SEGMENTS}")]
+    TooManySegments {
+        /// The number alleged.
+        count: u16,
+    },
+    /// The list is not in the sender's arena or not of the right length.
+    #[error("a list of {count} segments at {list}")]
+    List {
+        /// Where the list is alleged to be.
+        list: Segment,
+        /// The number alleged.
+        count: u16,
+    },
+    /// Segments without a loan.
+    #[error("a payload without a loan")]
+    NoLoan,
+}
+
+impl Lane {
+    /// The next message of the peer, or a refusal of one, or nothing. Take all changes first: nothing is received
+    /// while one is waiting.
+    pub fn recv(&mut self) -> Option<Result<(Head, Payload), Refusal>> {
+        self.follow_news();
+        if !self.changes.is_empty() {
+            return None;
+        }
+        let next = self.backlog.pop_front().or_else(|| self.pop())?;
+        if self.setup.transport == Transport::Pointer {
+            return Some(next);
+        }
+        self.copy_out(next)
+    }
+
+    /// The copying transport's second copy, into a buffer of our own; the loan ends here.
+    fn copy_out(&mut self, message: Result<(Head, Payload), Refusal>) -> Option<Result<(Head, Payload), Refusal>> {
+        let Ok((head, payload)) = message else { return Some(message) };
+        self.wants_heap = false;
+        match self.setup.memory.copy_in(&payload) {
+            Ok(copy) => Some(Ok((head, copy.map_or_else(Payload::new, ArenaBuf::into_payload)))),
+            Err(CopyError::Heap(_)) => {
+                self.backlog.push_front(Ok((head, payload)));
+                self.wants_heap = true;
+                None
+            }
+            Err(CopyError::Address(error)) => Some(Err(Refusal { head, error: error.into() })),
+        }
+    }
+
+    /// Takes messages off the ring into the backlog, so that returns behind them take effect even while the protocol
+    /// above takes nothing. Bounded by the ring's size.
+    pub(super) fn collect(&mut self) {
+        while self.backlog.len() < self.setup.place.plan.slots as usize {
+            match self.pop() {
+                Some(message) => self.backlog.push_back(message),
+                None => return,
+            }
+        }
+    }
+
+    /// The next message off the ring; returns of loans take effect on the way.
+    fn pop(&mut self) -> Option<Result<(Head, Payload), Refusal>> {
+        loop {
+            let session = self.session.as_mut().filter(|session| session.is_up)?;
+            let words = session.rx.pop()?;
+            if session.rx.owes_credit() {
+                session.publish_credit();
+            }
+            let frame = Frame::decode(&words);
+            let returned = if frame.head.kind == KIND_RETURNS {
+                message::decode_returns(&words).try_for_each(|tag| session.end_loan(tag, &mut self.counts.returned))
+            } else if frame.returned != 0 {
+                session.end_loan(frame.returned, &mut self.counts.returned)
+            } else {
+                Ok(())
+            };
+            if let Err(error) = returned {
+                self.break_session(&error);
+                return None;
+            }
+            if frame.head.kind != KIND_RETURNS {
+                self.counts.received += 1;
+                return Some(accept(&self.setup.memory, session, &frame));
+            }
+        }
+    }
+}
+
+/// Makes a payload of what a frame alleges.
+fn accept(memory: &Memory, session: &Session, frame: &Frame) -> Result<(Head, Payload), Refusal> {
+    let payload = match frame.loan {
+        0 if frame.count == 0 => Ok(Payload::new()),
+        0 => Err(RefusalError::NoLoan),
+        loan => borrow(memory, session, frame, session.returns.borrow(loan)),
+    };
+    payload.map(|payload| (frame.head, payload)).map_err(|error| {
+        memory.stats().refusals.add(1);
+        tracing::warn!(peer = %session.peer, kind = frame.head.kind, %error, "a payload is refused");
+        Refusal { head: frame.head, error }
+    })
+}
+
+/// The payload under `hold`; every segment has been translated once.
+fn borrow(memory: &Memory, session: &Session, frame: &Frame, hold: Hold) -> Result<Payload, RefusalError> {
+    let count = frame.count;
+    let mut payload = Payload::new();
+    if usize::from(count) <= INLINE_SEGMENTS {
+        for segment in frame.segments.iter().take(usize::from(count)) {
+            memory.translate(*segment)?;
+            payload.push(*segment, Some(hold.clone()));
+        }
+        return Ok(payload);
+    }
+    if usize::from(count) > MAX_SEGMENTS {
+        return Err(RefusalError::TooManySegments { count });
+    }
+    let list = frame.segments[0];
+    if list.addr.domain() != session.peer || list.len as usize != usize::from(count) * LIST_ENTRY_BYTES {
+        return Err(RefusalError::List { list, count });
+    }
+    let span = memory.translate(list)?;
+    for index in 0..usize::from(count) {
+        let mut entry = [0; LIST_ENTRY_BYTES];
+        span.read(index * LIST_ENTRY_BYTES, &mut entry);
+        let segment = message::decode_entry(entry);
+        memory.translate(segment)?;
+        payload.push(segment, Some(hold.clone()));
+    }
+    Ok(payload)
+}

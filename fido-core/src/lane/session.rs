@@ -1,0 +1,154 @@
+//! A session: both rings of a lane, between this domain and one incarnation of its peer.
+//!
+//! A session begins when each side has reset its own half and has published, in its own arena, the incarnation it
+//! did that for. Nobody sends before that, so a survivor's leftovers never reach the peer's successor.
+
+use std::sync::Arc;
+
+use super::loan::{LoanTable, Returns, UnknownLoan};
+use crate::addr::DomainId;
+use crate::arena::{ArenaError, LanePlace, OwnArena, Peer};
+use crate::bell::Ringer;
+use crate::ring::{Consumer, Control, Producer, Sleeper, Slot, Waker, WildCredit};
+use crate::window::Window;
+
+pub(super) struct Session {
+    pub(super) peer: DomainId,
+    pub(super) tx: Producer,
+    pub(super) rx: Consumer,
+    sleeper: Sleeper,
+    waker: Waker,
+    pub(super) ringer: Box<dyn Ringer>,
+    pub(super) returns: Arc<Returns>,
+    pub(super) loans: LoanTable,
+    /// Both sides are set up.
+    pub(super) is_up: bool,
+    /// Messages were published since the last look at the peer's armed word.
+    pub(super) sent: bool,
+    /// Credit was published since then.
+    pub(super) credited: bool,
+    own: Half,
+    theirs: Half,
+}
+
+/// One side's control lines, kept mapped.
+struct Half {
+    control: *const Control,
+    _window: Arc<Window>,
+}
+
+// SAFETY: the pointer is to atomics only, which `_window` keeps mapped.
+unsafe impl Send for Half {}
+
+impl Half {
+    /// The control lines at `offset`, which the layout or `Peer::lane` has found inside the window and aligned.
+    fn new(window: &Arc<Window>, offset: u64) -> Option<Self> {
+        let control = window.at(offset, size_of::<Control>() as u64)?.as_ptr().cast();
+        Some(Self { control, _window: window.clone() })
+    }
+
+    fn slots(window: &Window, place: &LanePlace) -> Option<*const Slot> {
+        let bytes = u64::from(place.plan.slots) * size_of::<Slot>() as u64;
+        Some(window.at(place.ring, bytes)?.as_ptr().cast())
+    }
+
+    fn control(&self) -> &Control {
+        // SAFETY: mapped, aligned atomics; both sides may access them at any time. Of a peer's only words are loaded.
+        unsafe { &*self.control }
+    }
+}
+
+impl Session {
+    /// Sets this side up for `peer`, whose arena is behind `window`, and tells it so.
+    pub(super) fn begin(
+        arena: &OwnArena,
+        place: &LanePlace,
+        window: &Arc<Window>,
+        ringer: Box<dyn Ringer>,
+        returns: Arc<Returns>,
+    ) -> Result<Self, ArenaError> {
+        let (link, lane) = (place.plan.link, place.plan.lane);
+        let outside = |what| ArenaError::Lane { link, lane, what };
+        let their_place = Peer::read(window)?.lane(link, lane)?;
+        let own = Half::new(arena.window(), place.control).ok_or(outside("outside the own arena"))?;
+        let theirs = Half::new(window, their_place.control).ok_or(outside("outside the peer's arena"))?;
+        let own_slots = Half::slots(arena.window(), place).ok_or(outside("outside the own arena"))?;
+        let their_slots = Half::slots(window, &their_place).ok_or(outside("outside the peer's arena"))?;
+        // SAFETY: own slots, within the own arena, which `own` keeps mapped; the consumer of the session before was
+        // the peer's dead predecessor.
+        let tx = unsafe { Producer::new(own_slots, place.plan.slots) };
+        // SAFETY: within the peer's window, which `theirs` keeps mapped.
+        let rx = unsafe { Consumer::new(their_slots, their_place.plan.slots) };
+        own.control().credit.publish(0);
+        own.control().armed.publish(0);
+        own.control().session.publish(session_word(window.id()));
+        ringer.ring();
+        Ok(Self {
+            peer: window.id(),
+            tx,
+            rx,
+            sleeper: Sleeper::default(),
+            waker: Waker::default(),
+            ringer,
+            returns,
+            loans: LoanTable::default(),
+            is_up: false,
+            sent: false,
+            credited: false,
+            own,
+            theirs,
+        })
+    }
+
+    /// Looks at the peer's credit again.
+    pub(super) fn refresh_room(&mut self) -> Result<(), WildCredit> {
+        self.tx.refresh(&self.theirs.control().credit)
+    }
+
+    /// Tells the peer how much has been consumed, if it does not know.
+    pub(super) fn publish_credit(&mut self) {
+        self.credited |= self.rx.publish_credit(&self.own.control().credit);
+    }
+
+    /// Says in the own arena that this side is about to sleep.
+    pub(super) fn arm(&mut self, wants_credit: bool) {
+        self.sleeper.arm(&self.own.control().armed, wants_credit);
+    }
+
+    /// Says in the own arena that this side is awake.
+    pub(super) fn disarm(&mut self) {
+        self.sleeper.disarm(&self.own.control().armed);
+    }
+
+    /// Whether the peer sleeps and has to be rung for what was published since the last time this was asked.
+    pub(super) fn must_ring(&mut self) -> bool {
+        let only_credit = !self.sent;
+        (self.sent, self.credited) = (false, false);
+        self.waker.must_ring(&self.theirs.control().armed, only_credit)
+    }
+
+    /// Whether a message fits, after another look at the peer's credit. (A wild one is noticed by the next send.)
+    pub(super) fn has_room(&mut self) -> bool {
+        if self.tx.room() == 0 {
+            let _ = self.tx.refresh(&self.theirs.control().credit);
+        }
+        self.tx.room() > 0 && self.loans.has_room()
+    }
+
+    /// Ends a loan that the peer returns.
+    pub(super) fn end_loan(&mut self, tag: u16, ended: &mut u64) -> Result<(), UnknownLoan> {
+        self.loans.take(tag)?;
+        *ended += 1;
+        Ok(())
+    }
+
+    /// Whether the peer has set its half up for this incarnation of ours.
+    pub(super) fn peer_is_set_up(&self, me: DomainId) -> bool {
+        self.theirs.control().session.read() == session_word(me)
+    }
+}
+
+/// An incarnation as the word that is published for it; never 0.
+fn session_word(id: DomainId) -> u32 {
+    u32::from(id.slot.number()) << 12 | u32::from(id.generation.number())
+}
