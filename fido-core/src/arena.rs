@@ -1,7 +1,7 @@
 //! The arena: the memory a domain owns and shares, and how it is laid out.
 //!
 //! ```text
-//! 0      header: magic, version, identity, length, heartbeat
+//! 0      header: magic, version, identity, length
 //! 128    counters (crate::stats)
 //! 1024   lane directory: where this domain's half of each lane is
 //! 8192   the lane blocks: control lines and ring slots, one block a lane
@@ -48,7 +48,6 @@ struct Header {
     slot: AtomicU32,
     generation: AtomicU32,
     len: AtomicU64,
-    heartbeat: AtomicU64,
 }
 
 /// A directory entry: this domain's half of one lane.
@@ -246,12 +245,6 @@ impl OwnArena {
     pub fn stats(&self) -> &Stats {
         self.at(STATS_AT as u64)
     }
-
-    /// Says that the domain is alive: the manager watches this count.
-    pub fn beat(&self) {
-        let heartbeat = &self.at::<Header>(0).heartbeat;
-        heartbeat.store(heartbeat.load(Ordering::Relaxed).to_le().wrapping_add(1).to_le(), Ordering::Relaxed);
-    }
 }
 
 /// Types that consist of atomics only: any bytes are a valid value, and shared access from many sides is sound.
@@ -322,11 +315,6 @@ impl<'a> Peer<'a> {
         Ok(LanePlace { plan: LanePlan { link, lane, slots }, control, ring })
     }
 
-    /// The peer's heartbeat.
-    pub fn heartbeat(&self) -> u64 {
-        u64::from_le(self.load64(32, Ordering::Relaxed))
-    }
-
     /// The peer's counters.
     pub fn stats(&self) -> crate::stats::Snapshot {
         // SAFETY: within the header, which `read` found inside the mapping; atomics only, and only loaded.
@@ -394,8 +382,7 @@ mod tests {
         }
         assert!(matches!(peer.lane(8, 0), Err(ArenaError::Lane { link: 8, .. })));
         arena.stats().sleeps.add(3);
-        arena.beat();
-        assert_eq!((peer.stats().sleeps, peer.heartbeat()), (3, 1));
+        assert_eq!(peer.stats().sleeps, 3);
     }
 
     #[test]

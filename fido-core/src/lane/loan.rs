@@ -109,11 +109,6 @@ impl Returns {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whose loans they are.
-    pub(super) fn peer(&self) -> DomainId {
-        self.peer
-    }
-
     /// A hold on the loan `tag`.
     pub(super) fn borrow(self: &Arc<Self>, tag: u16) -> Arc<Borrowed> {
         self.state().live += 1;
@@ -171,6 +166,38 @@ impl Returns {
         if passed {
             self.fence.passed(self.peer);
         }
+    }
+}
+
+/// Sessions that are over, but whose holds may live on.
+pub(super) struct Estate {
+    fence: Arc<dyn PassFence>,
+    sessions: Vec<Arc<Returns>>,
+}
+
+impl Estate {
+    pub(super) fn new(fence: Arc<dyn PassFence>) -> Self {
+        Self { fence, sessions: Vec::new() }
+    }
+
+    /// Ends a session.
+    pub(super) fn add(&mut self, session: Arc<Returns>) {
+        session.close();
+        self.sessions.push(session);
+    }
+
+    /// An incarnation is dead: its fence is passed now, or when the last hold of its session is dropped.
+    pub(super) fn peer_died(&mut self, peer: DomainId) {
+        match self.sessions.iter().position(|session| session.peer == peer) {
+            Some(index) => self.sessions.swap_remove(index).peer_died(),
+            None => self.fence.passed(peer),
+        }
+    }
+}
+
+impl std::fmt::Debug for Estate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Estate({} sessions)", self.sessions.len())
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::loan::Estate;
 use crate::addr::DomainId;
 use crate::bell::{Bell, Ringer};
 
@@ -22,14 +23,23 @@ pub enum News {
 #[derive(Debug)]
 pub struct Mailbox {
     has_news: AtomicBool,
-    news: Mutex<VecDeque<News>>,
+    reader: Mutex<Reader>,
     bell: Arc<Bell>,
+}
+
+/// Who reads the news.
+#[derive(Debug)]
+enum Reader {
+    /// The lane, when it comes to it.
+    Lane(VecDeque<News>),
+    /// The lane has been dropped; the holds that it gave out may live on, and fences must still be passed.
+    Nobody(Estate),
 }
 
 impl Mailbox {
     /// An empty mailbox of the lane that `bell` wakes.
     pub fn new(bell: Arc<Bell>) -> Self {
-        Self { has_news: AtomicBool::new(false), news: Mutex::default(), bell }
+        Self { has_news: AtomicBool::new(false), reader: Mutex::new(Reader::Lane(VecDeque::new())), bell }
     }
 
     /// The lane's own bell.
@@ -39,7 +49,15 @@ impl Mailbox {
 
     /// Tells the lane, and wakes it.
     pub fn put(&self, news: News) {
-        self.news.lock().unwrap_or_else(PoisonError::into_inner).push_back(news);
+        match &mut *self.reader.lock().unwrap_or_else(PoisonError::into_inner) {
+            Reader::Lane(queue) => queue.push_back(news),
+            Reader::Nobody(estate) => {
+                if let News::Died(peer) = news {
+                    estate.peer_died(peer);
+                }
+                return;
+            }
+        }
         // SYNC: pairs with the acquire load in `take`.
         self.has_news.store(true, Ordering::Release);
         self.bell.ring();
@@ -56,11 +74,25 @@ impl Mailbox {
         if !self.has_news() {
             return None;
         }
-        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = news.pop_front();
-        if news.is_empty() {
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let Reader::Lane(queue) = &mut *reader else { return None };
+        let next = queue.pop_front();
+        if queue.is_empty() {
             self.has_news.store(false, Ordering::Relaxed);
         }
         next
+    }
+
+    /// The lane is being dropped: from now on deaths are dealt with here.
+    pub(super) fn abandon(&self, mut estate: Estate) {
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Reader::Lane(queue) = &mut *reader {
+            for news in queue.drain(..) {
+                if let News::Died(peer) = news {
+                    estate.peer_died(peer);
+                }
+            }
+        }
+        *reader = Reader::Nobody(estate);
     }
 }

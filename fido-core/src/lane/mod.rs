@@ -34,7 +34,7 @@ use crate::message::{self, Frame, Head, INLINE_SEGMENTS, KIND_RESERVED, LIST_ENT
 use crate::payload::{MAX_SEGMENTS, Payload};
 use crate::wait::Source;
 use crate::window::AddressError;
-use loan::Returns;
+use loan::{Estate, Returns};
 pub use loan::{MAX_LOANS, PassFence, UnknownLoan};
 pub use mailbox::{Mailbox, News};
 pub use receive::{Refusal, RefusalError};
@@ -93,8 +93,8 @@ pub struct LaneSetup {
 pub struct Lane {
     setup: LaneSetup,
     session: Option<Session>,
-    /// Sessions that ended before their peer was reported dead.
-    broken: Vec<Arc<Returns>>,
+    /// Sessions that are over, but whose holds may live on.
+    estate: Estate,
     changes: VecDeque<Change>,
     /// Messages taken from the ring ahead of their time, to get at the returns behind them.
     backlog: VecDeque<Result<(Head, Payload), Refusal>>,
@@ -121,9 +121,9 @@ impl Lane {
     /// A lane that waits for its peer.
     pub fn new(setup: LaneSetup) -> Self {
         Self {
-            setup,
             session: None,
-            broken: Vec::new(),
+            estate: Estate::new(setup.fence.clone()),
+            setup,
             changes: VecDeque::new(),
             backlog: VecDeque::new(),
             quarantine: Vec::new(),
@@ -296,7 +296,7 @@ impl Lane {
         let returns = Returns::new(peer, self.setup.fence.clone(), self.setup.mailbox.bell().clone());
         let Some(window) = memory.windows().get(peer) else {
             tracing::error!(lane = self.name(), %peer, "the manager announced a peer without its arena");
-            self.broken.push(returns);
+            self.estate.add(returns);
             return;
         };
         match Session::begin(memory.arena(), &self.setup.place, &window, ringer, returns.clone()) {
@@ -304,7 +304,7 @@ impl Lane {
             Err(error) => {
                 tracing::error!(lane = self.name(), %peer, %error, "the peer's arena is refused");
                 memory.stats().refusals.add(1);
-                self.broken.push(returns);
+                self.estate.add(returns);
             }
         }
     }
@@ -313,18 +313,7 @@ impl Lane {
         if self.session.as_ref().is_some_and(|session| session.peer == peer) {
             self.end_session();
         }
-        let mut known = false;
-        self.broken.retain(|returns| {
-            let dead = returns.peer() == peer;
-            if dead {
-                known = true;
-                returns.peer_died();
-            }
-            !dead
-        });
-        if !known {
-            self.setup.fence.passed(peer);
-        }
+        self.estate.peer_died(peer);
     }
 
     /// Ends the session, if there is one: loans go into quarantine, what was received and not taken is dropped.
@@ -340,8 +329,7 @@ impl Lane {
         self.backlog.clear();
         self.wants_room = false;
         self.wants_heap = false;
-        session.returns.close();
-        self.broken.push(session.returns.clone());
+        self.estate.add(session.returns.clone());
     }
 
     /// The peer has published what cannot be: it is buggy, and nothing more it says is believed.
@@ -440,6 +428,8 @@ impl Drop for Lane {
     fn drop(&mut self) {
         self.end_session();
         self.add_counts();
+        let nothing = Estate::new(self.setup.fence.clone());
+        self.setup.mailbox.abandon(std::mem::replace(&mut self.estate, nothing));
     }
 }
 

@@ -263,3 +263,16 @@ fn a_peer_that_writes_rubbish_into_its_own_arena_breaks_only_its_lane() {
         assert_eq!((a.quarantined(), a.memory().heap().used()), (0, 0));
     }
 }
+
+#[test]
+fn a_dropped_lane_still_passes_the_fence() {
+    let (link, mut a, mut b) = TestLink::new(8, Transport::Pointer);
+    let payload = bytes(b.memory(), b"x");
+    b.send(head(1), payload).unwrap();
+    let (_, payload) = received(&mut a);
+    drop(a);
+    link.kill_b();
+    assert_eq!(link.a_passes.count(), 0);
+    drop(payload);
+    assert_eq!(link.a_passes.count(), 1);
+}
