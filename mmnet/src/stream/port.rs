@@ -9,6 +9,7 @@
 
 use std::net::SocketAddr;
 
+use fido_core::addr::DomainId;
 use fido_core::payload::Payload;
 use fido_core::wait::Source;
 
@@ -83,4 +84,11 @@ pub trait StreamPort: Source {
 
     /// Hands queued sends on. Call it after a batch and before waiting.
     fn flush(&mut self);
+
+    /// `dead` is gone and its fence is to be passed: copies what is queued here and lies in its arena into own
+    /// buffers, so that clients notice nothing; where there is no room for that, the connection is reset. A port whose
+    /// queued bytes another domain keeps has nothing to do.
+    fn rescue(&mut self, dead: DomainId) {
+        let _ = dead;
+    }
 }
