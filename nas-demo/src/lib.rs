@@ -2,3 +2,4 @@
 
 pub mod nfs;
 pub mod volume;
+pub mod workload;

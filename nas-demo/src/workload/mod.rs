@@ -1,0 +1,4 @@
+//! Workloads on the NAS: real NFS calls over real TCP connections.
+
+pub mod client;
+pub mod rpc;
