@@ -8,6 +8,12 @@ use fido_core::wait::Source;
 
 /// The most bytes one request may carry.
 pub const MAX_REQUEST_BYTES: u32 = 4 << 20;
+/// The largest block size, in bytes.
+pub const MAX_BLOCK_BYTES: u32 = 64 << 10;
+/// The most requests a queue may have in flight.
+pub const MAX_DEPTH: u32 = 4096;
+/// The most blocks a device may have: what a discard can name on a lane.
+pub const MAX_BLOCKS: u64 = 1 << 48;
 
 /// What a device is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +24,31 @@ pub struct Geometry {
     pub block: u32,
     /// The most requests in flight on one queue.
     pub depth: u32,
+}
+
+/// A geometry beyond the limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum GeometryError {
+    /// The block size.
+    #[error("a block size of {block} bytes; it must be a power of two up to {MAX_BLOCK_BYTES}")]
+    Block {
+        /// The size in question.
+        block: u32,
+    },
+    /// The device's size.
+    #[error("a device of {bytes} bytes; it must be a multiple of its block size, {block}, from 1 to 2^48 blocks")]
+    Bytes {
+        /// The size in question.
+        bytes: u64,
+        /// The block size.
+        block: u32,
+    },
+    /// The queue's depth.
+    #[error("a queue of {depth} requests; it must have 1 to {MAX_DEPTH}")]
+    Depth {
+        /// The depth in question.
+        depth: u32,
+    },
 }
 
 /// What is asked of a device. Offsets and lengths are in bytes.
@@ -130,7 +161,37 @@ pub trait BlockQueue: Source {
     fn flush_submissions(&mut self);
 }
 
+impl BlockOp {
+    /// How many bytes of payload it moves between device and memory.
+    pub fn payload_bytes(&self) -> u64 {
+        match self {
+            Self::Read { len, .. } => u64::from(*len),
+            Self::Write { data, .. } => data.len(),
+            Self::Flush | Self::Discard { .. } => 0,
+        }
+    }
+}
+
 impl Geometry {
+    /// The geometry itself, if it is within the limits.
+    ///
+    /// # Errors
+    /// [`GeometryError`] that names the value beyond them.
+    pub fn checked(self) -> Result<Self, GeometryError> {
+        let Self { bytes, block, depth } = self;
+        if !block.is_power_of_two() || block > MAX_BLOCK_BYTES {
+            return Err(GeometryError::Block { block });
+        }
+        let blocks = bytes / u64::from(block);
+        if blocks == 0 || blocks > MAX_BLOCKS || !bytes.is_multiple_of(u64::from(block)) {
+            return Err(GeometryError::Bytes { bytes, block });
+        }
+        if depth == 0 || depth > MAX_DEPTH {
+            return Err(GeometryError::Depth { depth });
+        }
+        Ok(self)
+    }
+
     /// Checks an operation against the device's size and block, and the general limits.
     ///
     /// # Errors
@@ -154,5 +215,49 @@ impl Geometry {
             return Err(BlockError::Misaligned { offset, len });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: Geometry = Geometry { bytes: 8 << 20, block: 512, depth: 4 };
+
+    #[test]
+    fn limits_of_a_geometry() {
+        let with = |bytes, block, depth| Geometry { bytes, block, depth }.checked();
+        assert!(with(1, 1, 1).is_ok());
+        assert!(with(u64::from(MAX_BLOCK_BYTES), MAX_BLOCK_BYTES, MAX_DEPTH).is_ok());
+        assert_eq!(with(1 << 20, 2 * MAX_BLOCK_BYTES, 1), Err(GeometryError::Block { block: 2 * MAX_BLOCK_BYTES }));
+        assert_eq!(with(1 << 20, 0, 1), Err(GeometryError::Block { block: 0 }));
+        assert_eq!(with(1 << 20, 513, 1), Err(GeometryError::Block { block: 513 }));
+        assert_eq!(with(0, 512, 1), Err(GeometryError::Bytes { bytes: 0, block: 512 }));
+        assert_eq!(with(513, 512, 1), Err(GeometryError::Bytes { bytes: 513, block: 512 }));
+        assert!(with(MAX_BLOCKS * 512, 512, 1).is_ok());
+        assert!(with(MAX_BLOCKS * 512 + 512, 512, 1).is_err());
+        assert_eq!(with(512, 512, 0), Err(GeometryError::Depth { depth: 0 }));
+        assert_eq!(with(512, 512, MAX_DEPTH + 1), Err(GeometryError::Depth { depth: MAX_DEPTH + 1 }));
+    }
+
+    #[test]
+    fn limits_of_a_read() {
+        let check = |offset, len| SMALL.check(&BlockOp::Read { offset, len });
+        assert!(check(0, MAX_REQUEST_BYTES).is_ok());
+        let len = MAX_REQUEST_BYTES + 512;
+        assert_eq!(check(0, len), Err(BlockError::Size { len: len.into(), segments: 0 }));
+        assert_eq!(check(0, 0), Err(BlockError::Size { len: 0, segments: 0 }));
+        assert!(check(SMALL.bytes - 512, 512).is_ok());
+        assert_eq!(check(SMALL.bytes, 512), Err(BlockError::OutOfRange { offset: SMALL.bytes, len: 512 }));
+        assert_eq!(check(u64::MAX, 512), Err(BlockError::OutOfRange { offset: u64::MAX, len: 512 }));
+        assert_eq!(check(1, 512), Err(BlockError::Misaligned { offset: 1, len: 512 }));
+        assert_eq!(check(0, 511), Err(BlockError::Misaligned { offset: 0, len: 511 }));
+    }
+
+    #[test]
+    fn a_discard_may_span_the_whole_device() {
+        let check = |offset, len| SMALL.check(&BlockOp::Discard { offset, len });
+        assert!(check(0, SMALL.bytes).is_ok());
+        assert_eq!(check(512, SMALL.bytes), Err(BlockError::OutOfRange { offset: 512, len: SMALL.bytes }));
     }
 }

@@ -1,0 +1,20 @@
+//! The file device: an image file or a block device, through io_uring and the page cache.
+//!
+//! * A write goes to the kernel straight from the windows its payload points into: no copy in user space.
+//! * A read goes from the kernel into a buffer of the own arena, which is then lent.
+//! * A flush is `fdatasync`, a durable write is a write with `RWF_DSYNC`, a discard punches a hole.
+//!
+//! A write that has completed is in the page cache: it survives the death of this process, and with a flush the death
+//! of the machine. See `docs/adr/0005-buffered-file-io.md` for why it is not `O_DIRECT`.
+//!
+//! The device is locked (`flock`) as long as it or a queue on it exists, so that two appliances cannot write one image.
+
+mod open;
+mod queue;
+mod request;
+
+pub use open::{FileDevice, FileError, FileOptions};
+pub use queue::FileQueue;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,216 @@
+//! Opening, creating and locking what is behind a [`FileDevice`].
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fido_core::memory::Memory;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use super::queue::FileQueue;
+use crate::queue::{Geometry, GeometryError};
+
+/// What to open, and how to present it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileOptions {
+    /// An image file or a block device.
+    pub path: PathBuf,
+    /// Creates a missing (or empty) image with this many bytes, sparse. `None`: a missing image is an error.
+    pub create_bytes: Option<u64>,
+    /// The least size that makes sense to the caller.
+    pub min_bytes: u64,
+    /// Block size that the device shows. Through the page cache any power of two will do; below 4096, writes of
+    /// parts of a page make the kernel read the rest of it.
+    pub block: u32,
+    /// Requests in flight on each queue.
+    pub depth: u32,
+    /// How long to wait for another process's lock: after a crash, the kernel releases the predecessor's only when
+    /// its last request has ended.
+    pub lock_wait: Duration,
+}
+
+impl FileOptions {
+    /// The usual options for `path`: must exist, blocks of 4096 bytes, depth 128, 5 s for the lock.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            create_bytes: None,
+            min_bytes: 0,
+            block: 4096,
+            depth: 128,
+            lock_wait: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Why a file device cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// There is nothing at that path.
+    #[error("{}: no such image; create it, or give the size it shall have", path.display())]
+    Missing {
+        /// The path in question.
+        path: PathBuf,
+    },
+    /// This process may not read and write it.
+    #[error("{}: no permission to read and write it", path.display())]
+    Permission {
+        /// The path in question.
+        path: PathBuf,
+    },
+    /// Neither a regular file nor a block device.
+    #[error("{}: neither a regular file nor a block device", path.display())]
+    Kind {
+        /// The path in question.
+        path: PathBuf,
+    },
+    /// Another process has it.
+    #[error("{}: in use by another process, whose lock has not gone away within {waited:?}", path.display())]
+    Locked {
+        /// The path in question.
+        path: PathBuf,
+        /// For how long it was tried.
+        waited: Duration,
+    },
+    /// Smaller than asked for, or than a block.
+    #[error("{}: the image has {bytes} bytes; it needs at least {needed}", path.display())]
+    TooSmall {
+        /// The path in question.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The size it needs.
+        needed: u64,
+    },
+    /// The block size, depth or size to show is beyond the limits.
+    #[error("{}: {error}", path.display())]
+    Geometry {
+        /// The path in question.
+        path: PathBuf,
+        /// What is beyond its limit.
+        error: GeometryError,
+    },
+    /// The kernel does not let this process use io_uring.
+    #[error("{}: io_uring is not available (kernel.io_uring_disabled, or a seccomp filter?): {error}", path.display())]
+    NoIoUring {
+        /// The path in question.
+        path: PathBuf,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// Anything else the system says.
+    #[error("{}: cannot {action}: {error}", path.display())]
+    Os {
+        /// The path in question.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+/// An open and locked file or block device. Clones and queues share it; the lock goes with the last of them.
+#[derive(Debug, Clone)]
+pub struct FileDevice(Arc<Shared>);
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) file: File,
+    pub(super) path: PathBuf,
+    pub(super) geometry: Geometry,
+}
+
+impl FileDevice {
+    /// Opens (or creates) and locks what `options` say.
+    ///
+    /// # Errors
+    /// [`FileError`], which names the path.
+    pub fn open(options: &FileOptions) -> Result<Self, FileError> {
+        let FileOptions { path, block, depth, .. } = options;
+        let geometry_error = |error| FileError::Geometry { path: path.clone(), error };
+        let wanted = options.create_bytes.unwrap_or((*block).into());
+        // Checked first, so that a mistake in the options creates nothing.
+        Geometry { bytes: wanted, block: *block, depth: *depth }.checked().map_err(geometry_error)?;
+        let file = open(path, options.create_bytes.is_some())?;
+        let kind = file.metadata().map_err(os(path, "inspect it"))?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(FileError::Kind { path: path.clone() });
+        }
+        lock(&file, path, options.lock_wait)?;
+        let mut bytes = size(&file).map_err(os(path, "find its size"))?;
+        if let (0, true, Some(wanted)) = (bytes, kind.is_file(), options.create_bytes) {
+            create(&file, path, wanted)?;
+            bytes = wanted;
+        }
+        let needed = options.min_bytes.max((*block).into());
+        if bytes < needed {
+            return Err(FileError::TooSmall { path: path.clone(), bytes, needed });
+        }
+        let geometry = Geometry { bytes: bytes - bytes % u64::from(*block), block: *block, depth: *depth };
+        let geometry = geometry.checked().map_err(geometry_error)?;
+        Ok(Self(Arc::new(Shared { file, path: path.clone(), geometry })))
+    }
+
+    /// What the device is like.
+    pub fn geometry(&self) -> Geometry {
+        self.0.geometry
+    }
+
+    /// A queue on it, which lends buffers of `memory` and translates with it. One per thread.
+    ///
+    /// # Errors
+    /// [`FileError`] if the kernel gives no ring.
+    pub fn queue(&self, memory: Memory) -> Result<FileQueue, FileError> {
+        FileQueue::new(self.0.clone(), memory)
+    }
+}
+
+pub(super) fn os(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> FileError {
+    let path = path.to_path_buf();
+    move |error| FileError::Os { path, action, error }
+}
+
+fn open(path: &Path, create: bool) -> Result<File, FileError> {
+    OpenOptions::new().read(true).write(true).create(create).truncate(false).open(path).map_err(|error| {
+        let path = path.to_path_buf();
+        match Errno::from_io_error(&error) {
+            Some(Errno::NOENT) => FileError::Missing { path },
+            Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) => FileError::Permission { path },
+            Some(Errno::ISDIR) => FileError::Kind { path },
+            _ => FileError::Os { path, action: "open it", error },
+        }
+    })
+}
+
+/// Takes the lock, which belongs to the open file: shared by this process's queues, gone when it is closed.
+fn lock(file: &File, path: &Path, wait: Duration) -> Result<(), FileError> {
+    let start = Instant::now();
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(Errno::WOULDBLOCK) if start.elapsed() < wait => std::thread::sleep(Duration::from_millis(5)),
+            Err(Errno::WOULDBLOCK) => return Err(FileError::Locked { path: path.to_path_buf(), waited: wait }),
+            Err(error) => return Err(os(path, "lock it")(error.into())),
+        }
+    }
+}
+
+/// The size, also of a block device (whose metadata say 0). Nothing here uses the file's position.
+fn size(mut file: &File) -> io::Result<u64> {
+    io::Seek::seek(&mut file, io::SeekFrom::End(0))
+}
+
+/// Gives a new image its size, sparse, and makes that durable together with its name.
+fn create(file: &File, path: &Path, bytes: u64) -> Result<(), FileError> {
+    file.set_len(bytes).map_err(os(path, "give the new image its size"))?;
+    file.sync_all().map_err(os(path, "make the new image durable"))?;
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let sync = File::open(parent).and_then(|dir| dir.sync_all());
+    sync.map_err(os(path, "make the new image's name durable"))
+}

@@ -1,0 +1,257 @@
+//! A request while the kernel has it: what keeps its memory in place, and how far it has come.
+
+use std::os::fd::RawFd;
+
+use fido_core::heap::ArenaBuf;
+use fido_core::payload::Payload;
+use fido_core::window::Span;
+use io_uring::{opcode, squeue, types};
+use rustix::io::Errno;
+
+use crate::queue::BlockError;
+
+/// How often a request is tried again after EINTR or EAGAIN without any progress.
+const MAX_TRIES: u32 = 16;
+
+/// A request in the kernel's hands. Must not be dropped before its completion has been seen.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) id: u64,
+    offset: u64,
+    len: u64,
+    done: u64,
+    tries: u32,
+    work: Work,
+}
+
+#[derive(Debug)]
+enum Work {
+    /// Into an own buffer of exactly the request's length.
+    Read(ArenaBuf),
+    Write {
+        vector: Vector,
+        /// Keeps the bytes unchanged, as `Vector`'s spans keep them mapped.
+        _data: Payload,
+        durable: bool,
+    },
+    Flush,
+    Discard,
+}
+
+/// What follows from a completion.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// The request has ended.
+    End(Result<(), BlockError>),
+    /// It has to be submitted again for the rest.
+    Again,
+}
+
+/// The memory of a write, as the kernel wants it.
+#[derive(Debug)]
+struct Vector {
+    iovecs: Vec<libc::iovec>,
+    /// The first that is not written yet.
+    first: usize,
+    _spans: Vec<Span>,
+}
+
+// SAFETY: the raw pointers in `iovecs` point into the mappings that the spans keep, which are `Send`; nothing here
+// dereferences them, only the kernel reads through them.
+unsafe impl Send for Vector {}
+
+impl Vector {
+    fn new(spans: Vec<Span>) -> Self {
+        let iovec = |span: &Span| libc::iovec { iov_base: span.as_ptr().as_ptr().cast(), iov_len: span.len() };
+        Self { iovecs: spans.iter().map(iovec).collect(), first: 0, _spans: spans }
+    }
+
+    fn rest(&self) -> &[libc::iovec] {
+        self.iovecs.get(self.first..).unwrap_or_default()
+    }
+
+    /// Skips `bytes` that have been written.
+    fn advance(&mut self, mut bytes: usize) {
+        while let Some(iovec) = self.iovecs.get_mut(self.first)
+            && bytes > 0
+        {
+            let count = bytes.min(iovec.iov_len);
+            // `wrapping_add` stays within the span or one past its end: `count <= iov_len`.
+            iovec.iov_base = iovec.iov_base.cast::<u8>().wrapping_add(count).cast();
+            iovec.iov_len -= count;
+            bytes -= count;
+            if iovec.iov_len == 0 {
+                self.first += 1;
+            }
+        }
+    }
+}
+
+impl Request {
+    pub(super) fn read(id: u64, offset: u64, buf: ArenaBuf) -> Self {
+        Self::new(id, offset, buf.len() as u64, Work::Read(buf))
+    }
+
+    pub(super) fn write(id: u64, offset: u64, data: Payload, spans: Vec<Span>, durable: bool) -> Self {
+        let len = data.len();
+        Self::new(id, offset, len, Work::Write { vector: Vector::new(spans), _data: data, durable })
+    }
+
+    pub(super) fn flush(id: u64) -> Self {
+        Self::new(id, 0, 0, Work::Flush)
+    }
+
+    pub(super) fn discard(id: u64, offset: u64, len: u64) -> Self {
+        Self::new(id, offset, len, Work::Discard)
+    }
+
+    fn new(id: u64, offset: u64, len: u64, work: Work) -> Self {
+        Self { id, offset, len, done: 0, tries: 0, work }
+    }
+
+    /// What the kernel shall do next for it. The entry points into this request's memory.
+    pub(super) fn entry(&self, fd: RawFd) -> squeue::Entry {
+        let fd = types::Fd(fd);
+        let at = self.offset + self.done;
+        match &self.work {
+            Work::Read(buf) => {
+                // `done < len` while a read is unfinished, so this stays inside the buffer.
+                let ptr = buf.as_ptr().as_ptr().wrapping_add(self.done as usize);
+                opcode::Read::new(fd, ptr, (self.len - self.done) as u32).offset(at).build()
+            }
+            Work::Write { vector, durable, .. } => {
+                let flags = if *durable { libc::RWF_DSYNC } else { 0 };
+                match vector.rest() {
+                    [one] => opcode::Write::new(fd, one.iov_base.cast(), one.iov_len as u32)
+                        .offset(at)
+                        .rw_flags(flags)
+                        .build(),
+                    rest => {
+                        opcode::Writev::new(fd, rest.as_ptr(), rest.len() as u32).offset(at).rw_flags(flags).build()
+                    }
+                }
+            }
+            Work::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+            Work::Discard => opcode::Fallocate::new(fd, self.len)
+                .offset(self.offset)
+                .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
+                .build(),
+        }
+    }
+
+    /// Takes the kernel's result.
+    pub(super) fn step(&mut self, result: i32) -> Step {
+        if result < 0 {
+            return self.failed(result.wrapping_neg());
+        }
+        let moves = matches!(self.work, Work::Read(_) | Work::Write { .. });
+        if !moves {
+            return Step::End(Ok(()));
+        }
+        let count = (result as u64).min(self.len - self.done);
+        if count == 0 {
+            // Nothing more comes although the device said it is that large: the image has been truncated.
+            return Step::End(Err(BlockError::Io { errno: libc::EIO }));
+        }
+        self.tries = 0;
+        self.done += count;
+        if let Work::Write { vector, .. } = &mut self.work {
+            vector.advance(count as usize);
+        }
+        if self.done == self.len { Step::End(Ok(())) } else { Step::Again }
+    }
+
+    fn failed(&mut self, errno: i32) -> Step {
+        match Errno::from_raw_os_error(errno) {
+            Errno::INTR | Errno::AGAIN if self.tries < MAX_TRIES => {
+                self.tries += 1;
+                Step::Again
+            }
+            // A discard is advice: what cannot do it leaves the content as it was.
+            Errno::OPNOTSUPP if matches!(self.work, Work::Discard) => Step::End(Ok(())),
+            Errno::NOSPC | Errno::DQUOT => Step::End(Err(BlockError::NoSpace)),
+            _ => Step::End(Err(BlockError::Io { errno })),
+        }
+    }
+
+    /// The payload that the request ends with, and how many bytes it has moved. Only after its last completion.
+    pub(super) fn into_result(self) -> (Payload, u64) {
+        match self.work {
+            Work::Read(buf) => (buf.into_payload(), self.done),
+            _ => (Payload::new(), self.done),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fido_core::testing::private_memory;
+
+    fn write(lens: &[usize]) -> Request {
+        let memory = private_memory(1 << 20);
+        let mut data = Payload::new();
+        for len in lens {
+            data.append(memory.alloc(*len).unwrap().into_payload());
+        }
+        let spans = memory.translate_all(&data).unwrap();
+        Request::write(7, 4096, data, spans, false)
+    }
+
+    fn rest(request: &Request) -> Vec<usize> {
+        match &request.work {
+            Work::Write { vector, .. } => vector.rest().iter().map(|iovec| iovec.iov_len).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_short_write_goes_on_where_it_stopped() {
+        let mut request = write(&[100, 200, 300]);
+        assert!(matches!(request.step(150), Step::Again));
+        assert_eq!(rest(&request), [150, 300]);
+        assert!(matches!(request.step(150), Step::Again));
+        assert_eq!(rest(&request), [300]);
+        assert!(matches!(request.step(299), Step::Again));
+        assert_eq!(rest(&request), [1]);
+        assert!(matches!(request.step(1), Step::End(Ok(()))));
+        assert_eq!(request.into_result().1, 600);
+    }
+
+    #[test]
+    fn a_result_beyond_the_request_is_cut() {
+        let mut request = write(&[100]);
+        assert!(matches!(request.step(i32::MAX), Step::End(Ok(()))));
+        assert_eq!(request.into_result().1, 100);
+    }
+
+    #[test]
+    fn errors_are_told_apart() {
+        let end = |request: &mut Request, errno: i32| match request.step(-errno) {
+            Step::End(result) => result,
+            Step::Again => panic!("tried again after {errno}"),
+        };
+        assert_eq!(end(&mut write(&[1]), libc::ENOSPC), Err(BlockError::NoSpace));
+        assert_eq!(end(&mut write(&[1]), libc::EDQUOT), Err(BlockError::NoSpace));
+        assert_eq!(end(&mut write(&[1]), libc::EIO), Err(BlockError::Io { errno: libc::EIO }));
+        assert_eq!(end(&mut Request::discard(1, 0, 1), libc::EOPNOTSUPP), Ok(()));
+        assert_eq!(end(&mut Request::flush(1), libc::EOPNOTSUPP), Err(BlockError::Io { errno: libc::EOPNOTSUPP }));
+    }
+
+    #[test]
+    fn an_interrupted_request_is_tried_again_but_not_for_ever() {
+        let mut request = write(&[100]);
+        for _ in 0..MAX_TRIES {
+            assert!(matches!(request.step(-libc::EINTR), Step::Again));
+        }
+        assert!(matches!(request.step(-libc::EAGAIN), Step::End(Err(BlockError::Io { errno: libc::EAGAIN }))));
+        assert!(matches!(request.step(50), Step::Again), "progress counts anew");
+        assert!(matches!(request.step(-libc::EINTR), Step::Again));
+    }
+
+    #[test]
+    fn no_progress_is_an_error() {
+        let mut request = write(&[100]);
+        assert!(matches!(request.step(0), Step::End(Err(BlockError::Io { errno: libc::EIO }))));
+    }
+}

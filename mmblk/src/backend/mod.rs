@@ -1,0 +1,80 @@
+//! Back ends: block devices that end here instead of passing requests on.
+//!
+//! | device | what it is for |
+//! |---|---|
+//! | [`null::NullQueue`] | nothing is stored: the price of everything but the device |
+//! | [`memory::MemoryDevice`] | private memory: tests and demonstrations |
+//! | [`file::FileDevice`] | an image file or a block device, through io_uring |
+//!
+//! A device is shared by all queues on it; a queue belongs to one thread.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use fido_core::heap::HeapError;
+use fido_core::payload::Payload;
+use fido_core::stats::Stats;
+use rustix::event::EventfdFlags;
+
+use crate::queue::{BlockCompletion, BlockError, GeometryError};
+
+pub mod file;
+pub mod memory;
+pub mod null;
+
+/// Why a null or memory device cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// Its geometry is beyond the limits.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// The arena has no room for its buffer.
+    #[error(transparent)]
+    Heap(#[from] HeapError),
+    /// There is no memory for its content.
+    #[error("no memory for a device of {bytes} bytes")]
+    Memory {
+        /// The size asked for.
+        bytes: u64,
+    },
+    /// The system refused a wake descriptor.
+    #[error("no wake descriptor: {0}")]
+    Wake(#[source] io::Error),
+}
+
+/// Completions that wait for the next poll.
+#[derive(Debug, Default)]
+struct Finished(VecDeque<BlockCompletion>);
+
+impl Finished {
+    fn push(&mut self, id: u64, result: Result<Payload, BlockError>) {
+        self.0.push_back(BlockCompletion { id, result });
+    }
+
+    /// As `push`, and counts what was moved, once, here at the device.
+    fn push_counted(&mut self, id: u64, result: Result<Payload, BlockError>, moved: u64, stats: &Stats) {
+        if result.is_ok() {
+            stats.payload_bytes.add(moved);
+        }
+        self.push(id, result);
+    }
+
+    fn pop(&mut self) -> Option<BlockCompletion> {
+        self.0.pop_front()
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// A wake descriptor for a queue that finishes everything within `submit`: nothing ever happens to it while its
+/// thread sleeps, so this never becomes readable and `Source::ready` says the rest.
+fn silent_wake() -> Result<OwnedFd, DeviceError> {
+    rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| DeviceError::Wake(e.into()))
+}
