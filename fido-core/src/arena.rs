@@ -340,6 +340,14 @@ fn check_slots(slots: u32) -> Result<(), ArenaError> {
     }
 }
 
+/// Whether an arena of `len` bytes can hold these lanes and a page of heap.
+///
+/// # Errors
+/// [`ArenaError`] if the lanes or the length are beyond the limits.
+pub fn check_plan(len: u64, lanes: &[LanePlan]) -> Result<(), ArenaError> {
+    plan(len, lanes).map(drop)
+}
+
 /// Where the lanes go in an arena of `len` bytes, and where the heap begins behind them.
 fn plan(len: u64, lanes: &[LanePlan]) -> Result<(Vec<LanePlace>, u64), ArenaError> {
     if !(MIN_ARENA_BYTES..=MAX_ARENA_BYTES).contains(&len) {

@@ -1,0 +1,261 @@
+//! The manager: runs an appliance from its manifest.
+//!
+//! One thread does everything ([`event_loop`]): it starts the domains, listens on the socket, brokers memory and
+//! doorbells, notices deaths by pidfd, keeps the deadlines. What it decides is in [`state`] (who is told what, and
+//! when), [`fences`] and [`restarts`], all without I/O. [`Manager`] is the handle.
+//!
+//! It guarantees that no process of a domain survives it: not an orderly end, not a panic of its thread, not a
+//! `SIGKILL` of the whole process (the kernel kills the domains then). It does not watch *what* domains do: one that
+//! hangs without dying is only noticed where it owes an answer, at its start, at a fence and at the shutdown.
+
+mod channel;
+mod dialogue;
+mod error;
+mod event_loop;
+pub mod fences;
+mod lifecycle;
+mod output;
+mod process;
+pub mod restarts;
+mod runtime_dir;
+mod shutdown;
+pub mod state;
+mod status;
+mod strangers;
+pub mod topology;
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use fido_core::stats::Snapshot;
+use rustix::event::EventfdFlags;
+
+pub use error::{KillError, ManagerError, ShutdownError, WaitError};
+pub use output::{LineSink, Output};
+pub use status::{DomainState, DomainStatus, Status};
+
+use crate::manifest::Manifest;
+use event_loop::{Command, EventLoop};
+use status::{Board, Entry, Outcome, Shared};
+
+/// How the manager goes about it.
+#[derive(Clone)]
+pub struct Options {
+    /// Where the directory of the socket is made; default `$XDG_RUNTIME_DIR` or the folder for temporary files.
+    pub runtime_dir: Option<PathBuf>,
+    /// What takes longer from its start to `Ready` is killed and counts as a failed start.
+    pub start_deadline: Duration,
+    /// How long a [`Manager`] that is dropped without a shutdown waits for its domains.
+    pub drop_timeout: Duration,
+    /// Where the output of domains goes.
+    pub output: Output,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            runtime_dir: None,
+            start_deadline: Duration::from_secs(30),
+            drop_timeout: Duration::from_secs(5),
+            output: Output::default(),
+        }
+    }
+}
+
+/// An appliance that runs. Shuts it down when dropped.
+pub struct Manager {
+    shared: Arc<Shared>,
+    commands: Sender<Command>,
+    wake: Arc<OwnedFd>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    drop_timeout: Duration,
+}
+
+impl Manager {
+    /// Starts an appliance. Returns when the manager works, not when the domains are ready:
+    /// [`Manager::wait_ready`].
+    ///
+    /// # Errors
+    /// [`ManagerError`] if the manifest is wrong or the socket cannot be made; nothing runs then.
+    pub fn start(manifest: Manifest, options: Options) -> Result<Self, ManagerError> {
+        manifest.check()?;
+        let system = |step| move |source| ManagerError::System { step, source };
+        let shared = Arc::new(Shared::new(Board::new(&manifest)));
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let wake = rustix::event::eventfd(0, flags).map_err(|e| system("make an eventfd")(e.into()))?;
+        let wake = Arc::new(wake);
+        let (commands, receiver) = mpsc::channel();
+        let drop_timeout = options.drop_timeout;
+        let event_loop = EventLoop::new(manifest, options, shared.clone(), wake.clone(), receiver)
+            .map_err(system("make the manager's socket"))?;
+        let board = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name("fido-manager".into())
+            .spawn(move || {
+                let _last_words = LastWords(board);
+                event_loop.run();
+            })
+            .map_err(system("start the manager's thread"))?;
+        Ok(Self { shared, commands, wake, thread: Mutex::new(Some(thread)), drop_timeout })
+    }
+
+    /// The appliance now.
+    pub fn status(&self) -> Status {
+        self.shared.lock().status()
+    }
+
+    /// Waits until every domain serves (or has ended in order after it did).
+    ///
+    /// # Errors
+    /// [`WaitError`] as soon as a domain has failed for good, or when the time is up.
+    pub fn wait_ready(&self, timeout: Duration) -> Result<Status, WaitError> {
+        let deadline = Instant::now() + timeout;
+        let mut board = self.shared.lock();
+        loop {
+            if board.outcome.is_some() {
+                return Err(WaitError::Stopped);
+            }
+            let status = board.status();
+            if let Some(failed) = status.failed().next() {
+                let problem = failed.problem.clone().unwrap_or_default();
+                return Err(WaitError::Failed { domain: failed.name.clone(), problem });
+            }
+            if status.is_ready() {
+                return Ok(status);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(WaitError::Timeout { missing: missing(&status) });
+            }
+            board = self.shared.changed.wait_timeout(board, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Waits until the status satisfies `condition`, or the time is up; returns whether it does.
+    pub fn wait_until(&self, timeout: Duration, mut condition: impl FnMut(&Status) -> bool) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut board = self.shared.lock();
+        loop {
+            if condition(&board.status()) {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            board = self.shared.changed.wait_timeout(board, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// What a domain has counted, over all its incarnations. The sums do not go backwards. `None` if there is no such
+    /// domain.
+    pub fn stats(&self, domain: &str) -> Option<Snapshot> {
+        self.shared.lock().stats(domain)
+    }
+
+    /// Kills a domain's process with `SIGKILL`. When this returns, the status no longer says that it is ready; what
+    /// follows is up to its restart policy.
+    ///
+    /// # Errors
+    /// [`KillError`] if it has no process.
+    pub fn kill(&self, domain: &str) -> Result<(), KillError> {
+        let (answer, result) = mpsc::channel();
+        self.command(Command::Kill { domain: domain.to_owned(), answer });
+        result.recv().unwrap_or(Err(KillError::Stopped))
+    }
+
+    /// Shuts the appliance down: one domain after the other, against the order of the starts. Each is told to finish;
+    /// after a part of its share of the time it gets `SIGTERM`, at the end of it `SIGKILL`. A second call (from another
+    /// thread) can shorten the time of the first.
+    ///
+    /// # Errors
+    /// [`ShutdownError`] if a domain had to be killed. Everything is down all the same.
+    pub fn shutdown(&self, timeout: Duration) -> Result<(), ShutdownError> {
+        self.command(Command::Shutdown { deadline: Instant::now() + timeout });
+        let mut board = self.shared.lock();
+        let outcome = loop {
+            if let Some(outcome) = &board.outcome {
+                break outcome.clone();
+            }
+            board = self.shared.changed.wait(board).unwrap_or_else(PoisonError::into_inner);
+        };
+        drop(board);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A panic has been reported on the board.
+            let _ = thread.join();
+        }
+        match outcome {
+            Outcome { broken: Some(reason), .. } => Err(ShutdownError::Broken { reason }),
+            Outcome { forced, .. } if forced.is_empty() => Ok(()),
+            Outcome { forced, .. } => Err(ShutdownError::Forced { domains: forced }),
+        }
+    }
+
+    fn command(&self, command: Command) {
+        // If the thread has gone, the board says so and the answer's channel is closed.
+        if self.commands.send(command).is_ok() {
+            let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        if let Err(error) = self.shutdown(self.drop_timeout) {
+            tracing::warn!(%error, "the appliance did not shut down in order");
+        }
+    }
+}
+
+impl Board {
+    fn new(manifest: &Manifest) -> Self {
+        let entry = |(index, domain): (usize, &crate::manifest::Domain)| Entry {
+            status: DomainStatus {
+                name: domain.name.clone(),
+                slot: Manifest::slot(index).map_or(0, |slot| slot.number()),
+                pid: None,
+                state: DomainState::Waiting,
+                generation: 0,
+                restarts: 0,
+                notes: Default::default(),
+                problem: None,
+            },
+            retired: Snapshot::default(),
+            window: None,
+        };
+        Self {
+            entries: manifest.domains.iter().enumerate().map(entry).collect(),
+            appliance: manifest.appliance.clone(),
+            outcome: None,
+        }
+    }
+}
+
+/// Says on the board that the manager's thread has ended, even if it panicked, so that nobody waits for it.
+struct LastWords(Arc<Shared>);
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        self.0.change(|board| {
+            board.outcome.get_or_insert_with(|| Outcome {
+                forced: Vec::new(),
+                broken: Some("its thread ended unexpectedly".into()),
+            });
+        });
+    }
+}
+
+fn missing(status: &Status) -> Vec<String> {
+    let missing = status.domains.iter().filter(|d| !matches!(d.state, DomainState::Ready | DomainState::Ended));
+    missing
+        .map(|domain| match &domain.problem {
+            Some(problem) => format!("`{}` ({problem})", domain.name),
+            None => format!("`{}`", domain.name),
+        })
+        .collect()
+}

@@ -1,0 +1,203 @@
+//! The sense of a manifest: one function per subject, each of which finds the first fault.
+
+use std::collections::BTreeSet;
+
+use fido_core::addr::{DomainId, Generation};
+use fido_core::arena::{self, ArenaError, LanePlan};
+use fido_core::platform::host::protocol::{FromManager, MAX_MESSAGE_BYTES};
+
+use super::error::{Fault, Place};
+use super::{ARENA_GRAIN, Domain, Link, MAX_DOMAINS, MAX_DURATION, MAX_LINK_LANES, MAX_NAME_BYTES, Manifest, program};
+
+/// Processors that the kernel's affinity sets can name.
+const MAX_CPU: u32 = 1023;
+
+fn fault<T>(place: Place, what: impl Into<String>, expected: impl Into<String>) -> Result<T, Fault> {
+    Err(Fault { place, what: what.into(), expected: expected.into() })
+}
+
+/// See [`Manifest::check`].
+pub(super) fn check(manifest: &Manifest) -> Result<(), Fault> {
+    name(Place::Appliance, &manifest.appliance)?;
+    if manifest.fence.deadline.is_zero() || manifest.fence.deadline > MAX_DURATION {
+        return fault(Place::FenceDeadline, "a fence deadline out of bounds", "more than 0 and at most 24 hours");
+    }
+    if manifest.domains.is_empty() {
+        return fault(Place::Appliance, "an appliance without domains", "at least one [domain.NAME]");
+    }
+    if manifest.domains.len() > MAX_DOMAINS {
+        return fault(Place::Domain(MAX_DOMAINS), "too many domains", format!("at most {MAX_DOMAINS}"));
+    }
+    let mut names = BTreeSet::new();
+    for (index, domain) in manifest.domains.iter().enumerate() {
+        if !names.insert(&domain.name) {
+            return fault(Place::Domain(index), format!("a second domain `{}`", domain.name), "different names");
+        }
+        check_domain(manifest, index, domain)?;
+    }
+    check_order(manifest)?;
+    names.clear();
+    for (index, link) in manifest.links.iter().enumerate() {
+        if !names.insert(&link.name) {
+            return fault(Place::Link(index), format!("a second link `{}`", link.name), "different names");
+        }
+        check_link(manifest, index, link)?;
+    }
+    for (index, domain) in manifest.domains.iter().enumerate() {
+        check_lanes(manifest, index, domain)?;
+        check_welcome(manifest, index)?;
+    }
+    Ok(())
+}
+
+/// Names end up in environment variables, memory file names and log lines.
+fn name(place: Place, name: &str) -> Result<(), Fault> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.chars().all(fine) {
+        let shown: String = name.chars().take(MAX_NAME_BYTES + 1).collect();
+        let expected = format!("1 to {MAX_NAME_BYTES} letters, digits, `-` or `_`");
+        return fault(place, format!("the name `{}`", shown.escape_debug()), expected);
+    }
+    Ok(())
+}
+
+fn known(manifest: &Manifest, place: Place, domain: &str) -> Result<(), Fault> {
+    if manifest.position(domain).is_none() {
+        let names: Vec<_> = manifest.domains.iter().take(20).map(|d| format!("`{}`", d.name)).collect();
+        return fault(place, format!("unknown domain `{}`", domain.escape_debug()), names.join(", "));
+    }
+    Ok(())
+}
+
+fn check_domain(manifest: &Manifest, index: usize, domain: &Domain) -> Result<(), Fault> {
+    let key = |key, item| Place::DomainKey(index, key, item);
+    name(Place::Domain(index), &domain.name)?;
+    if !program::is_executable(&domain.program) {
+        let what = format!("program `{}` cannot be executed", domain.program.display());
+        return fault(key("program", None), what, "an executable file");
+    }
+    if let Some(at) = domain.args.iter().position(|arg| arg.contains('\0')) {
+        return fault(key("args", Some(at)), "an argument with a zero byte", "text without it");
+    }
+    if !domain.arena.is_multiple_of(ARENA_GRAIN) {
+        let what = format!("an arena of {} bytes", domain.arena);
+        return fault(key("arena", None), what, format!("a multiple of {ARENA_GRAIN}"));
+    }
+    for (at, &cpu) in domain.cpus.iter().enumerate() {
+        if cpu > MAX_CPU || !cpu_exists(cpu) {
+            return fault(key("cpus", Some(at)), format!("no processor {cpu} is online here"), expected_cpus());
+        }
+        if domain.cpus[..at].contains(&cpu) {
+            return fault(key("cpus", Some(at)), format!("processor {cpu} twice"), "each processor once");
+        }
+    }
+    for (list, names) in [("windows", &domain.windows), ("after", &domain.after)] {
+        for (at, other) in names.iter().enumerate() {
+            known(manifest, key(list, Some(at)), other)?;
+            if *other == domain.name {
+                return fault(key(list, Some(at)), format!("`{other}` itself in `{list}`"), "another domain");
+            }
+            if names[..at].contains(other) {
+                return fault(key(list, Some(at)), format!("`{other}` twice in `{list}`"), "each domain once");
+            }
+        }
+    }
+    let restart = &domain.restart;
+    if restart.window.is_zero() || restart.window > MAX_DURATION {
+        return fault(key("restart-window", None), "a window out of bounds", "more than 0 and at most 24 hours");
+    }
+    if restart.delay > MAX_DURATION {
+        return fault(key("restart-delay", None), "a delay out of bounds", "at most 24 hours");
+    }
+    Ok(())
+}
+
+fn check_order(manifest: &Manifest) -> Result<(), Fault> {
+    let order = manifest.start_order();
+    match (0..manifest.domains.len()).find(|index| !order.contains(index)) {
+        None => Ok(()),
+        Some(index) => {
+            let stuck = |name: &String| manifest.position(name).is_some_and(|p| !order.contains(&p));
+            let at = manifest.domains[index].after.iter().position(stuck);
+            let what = format!("domain `{}` waits in a circle", manifest.domains[index].name);
+            fault(Place::DomainKey(index, "after", at), what, "an order without circles")
+        }
+    }
+}
+
+fn check_link(manifest: &Manifest, index: usize, link: &Link) -> Result<(), Fault> {
+    let key = |key, item| Place::LinkKey(index, key, item);
+    name(Place::Link(index), &link.name)?;
+    for (at, end) in link.between.iter().enumerate() {
+        known(manifest, key("between", Some(at)), end)?;
+    }
+    if link.between[0] == link.between[1] {
+        let what = format!("a link from `{}` to itself", link.between[0]);
+        return fault(key("between", Some(1)), what, "two different domains");
+    }
+    if link.lanes == 0 || link.lanes > MAX_LINK_LANES {
+        return fault(key("lanes", None), format!("{} lanes", link.lanes), format!("1 to {MAX_LINK_LANES}"));
+    }
+    let (least, most) = (arena::MIN_RING_SLOTS, arena::MAX_RING_SLOTS);
+    if !link.slots.is_power_of_two() || !(least..=most).contains(&link.slots) {
+        let expected = format!("a power of two from {least} to {most}");
+        return fault(key("slots", None), format!("a ring of {} slots", link.slots), expected);
+    }
+    Ok(())
+}
+
+/// Whether all lanes of a domain fit into its arena.
+fn check_lanes(manifest: &Manifest, index: usize, domain: &Domain) -> Result<(), Fault> {
+    let mut plans = Vec::new();
+    for (number, link) in (1u32..).zip(&manifest.links).filter(|(_, link)| link.between.contains(&domain.name)) {
+        plans.extend((0..link.lanes).map(|lane| LanePlan { link: number, lane, slots: link.slots }));
+        if plans.len() > arena::MAX_LANES {
+            let what = format!("more lanes in domain `{}` than its arena can list", domain.name);
+            let place = Place::LinkKey(number as usize - 1, "lanes", None);
+            return fault(place, what, format!("at most {} over all its links", arena::MAX_LANES));
+        }
+    }
+    let Err(error) = arena::check_plan(domain.arena, &plans) else { return Ok(()) };
+    let expected = match error {
+        ArenaError::TooSmall { needed, .. } => format!("at least {needed} bytes for {} lanes", plans.len()),
+        _ => format!("{} to {} bytes", arena::MIN_ARENA_BYTES, fido_core::addr::MAX_ARENA_BYTES),
+    };
+    let what = format!("an arena of {} bytes for domain `{}`", domain.arena, domain.name);
+    fault(Place::DomainKey(index, "arena", None), what, expected)
+}
+
+/// Whether a domain's assignment can be told in one message. Generations have up to four digits.
+fn check_welcome(manifest: &Manifest, index: usize) -> Result<(), Fault> {
+    let largest = Generation::new(4095).unwrap_or(Generation::FIRST);
+    let assignment = Manifest::slot(index)
+        .and_then(|slot| manifest.assignment(index, DomainId { slot, generation: largest }))
+        .map(|assignment| FromManager::Welcome { assignment: Box::new(assignment) });
+    let bytes = assignment.and_then(|welcome| serde_json::to_vec(&welcome).ok()).map_or(usize::MAX, |json| json.len());
+    if bytes > MAX_MESSAGE_BYTES {
+        let what = "parameters and links that make too long an assignment";
+        let expected = format!("at most {MAX_MESSAGE_BYTES} bytes as JSON");
+        return fault(Place::DomainKey(index, "params", None), what, expected);
+    }
+    Ok(())
+}
+
+/// The processors that are online, as the kernel lists them: `0-3,8`.
+fn online() -> String {
+    let listed = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    if listed.trim().is_empty() {
+        let count = std::thread::available_parallelism().map_or(1, usize::from);
+        return format!("0-{}", count - 1);
+    }
+    listed.trim().to_owned()
+}
+
+fn cpu_exists(cpu: u32) -> bool {
+    online().split(',').any(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        matches!((first.parse::<u32>(), last.parse::<u32>()), (Ok(first), Ok(last)) if (first..=last).contains(&cpu))
+    })
+}
+
+fn expected_cpus() -> String {
+    format!("processors among {}", online())
+}
