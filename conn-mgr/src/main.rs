@@ -3,12 +3,13 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use clap::Parser;
 use conn_mgr::manager::{DomainState, Manager, Options, ShutdownError, Status, WaitError};
 use conn_mgr::manifest::Manifest;
+use conn_mgr::signals;
 use tracing_subscriber::EnvFilter;
 
 const EXIT_CODES: &str = "Exit codes:
@@ -156,43 +157,5 @@ fn shut_down(manager: &Manager, stop: &mpsc::Receiver<()>, timeout: Duration) ->
             ExitCode::from(1)
         }
         Err(_) => ExitCode::from(1),
-    }
-}
-
-/// Signals as messages.
-mod signals {
-    use super::Sender;
-    use std::io;
-
-    const STOPPING: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
-
-    /// Blocks the signals that end a program in the calling thread (and those that it starts), and sends a message for
-    /// each from a thread of its own.
-    pub(super) fn watch(sender: Sender<()>) -> io::Result<()> {
-        // SAFETY: a set of bits, for which zero is valid.
-        let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
-        // SAFETY: `set` is valid and the numbers are signals.
-        unsafe {
-            libc::sigemptyset(&mut set);
-            for signal in STOPPING {
-                libc::sigaddset(&mut set, signal);
-            }
-        }
-        // SAFETY: `set` is initialised; the old mask is not asked for.
-        match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) } {
-            0 => {}
-            error => return Err(io::Error::from_raw_os_error(error)),
-        }
-        let wait = move || {
-            loop {
-                let mut signal = 0;
-                // SAFETY: both point to live values.
-                let error = unsafe { libc::sigwait(&set, &mut signal) };
-                if error == 0 && sender.send(()).is_err() {
-                    return;
-                }
-            }
-        };
-        std::thread::Builder::new().name("signals".into()).spawn(wait).map(drop)
     }
 }
