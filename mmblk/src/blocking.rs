@@ -9,13 +9,11 @@
 //! header bytes.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{Ordering, fence};
-use std::time::Instant;
+use std::io;
 
 use fido_core::memory::Memory;
 use fido_core::payload::{MAX_SEGMENTS, Payload};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use fido_core::waiter::Waiter;
 
 use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Geometry, MAX_REQUEST_BYTES};
 
@@ -33,14 +31,16 @@ pub enum Copied {
 pub struct Blocking<Q> {
     queue: Q,
     memory: Memory,
+    waiter: Waiter,
     /// Ids are never used twice, so that one call's completions cannot be taken for another's.
     next_id: u64,
 }
 
 impl<Q: BlockQueue> Blocking<Q> {
-    /// Wraps `queue`, on which nothing may be in flight; copies go through buffers of `memory`.
-    pub fn new(queue: Q, memory: Memory) -> Self {
-        Self { queue, memory, next_id: 0 }
+    /// Wraps `queue`, on which nothing may be in flight. Copies go through buffers of `memory`; `waiter` says how to
+    /// wait for answers.
+    pub fn new(queue: Q, memory: Memory, waiter: Waiter) -> Self {
+        Self { queue, memory, waiter, next_id: 0 }
     }
 
     /// What the device is like.
@@ -155,9 +155,10 @@ impl<Q: BlockQueue> Blocking<Q> {
                 idle = false;
             }
             if idle {
-                sleep(&mut self.queue, None)?;
+                self.waiter.idle(&mut [&mut self.queue], None).map_err(wait_error)?;
             }
         }
+        self.waiter.busy();
         match batch.error {
             None => Ok(batch.results),
             Some(error) => Err(error),
@@ -203,6 +204,10 @@ impl Batch {
     }
 }
 
+fn wait_error(error: io::Error) -> BlockError {
+    BlockError::Io { errno: error.raw_os_error().unwrap_or(rustix::io::Errno::IO.raw_os_error()) }
+}
+
 fn check(geometry: &Geometry, offset: u64, len: u64) -> Result<(), BlockError> {
     if len == 0 {
         return Err(BlockError::Size { len, segments: 0 });
@@ -231,23 +236,4 @@ fn cut(mut offset: u64, mut data: Payload, block: u32) -> Result<Vec<(u64, Paylo
         offset += len;
     }
     Ok(pieces)
-}
-
-/// Sleeps until the queue may have something, or until `deadline`.
-pub(crate) fn sleep<Q: BlockQueue + ?Sized>(queue: &mut Q, deadline: Option<Instant>) -> Result<(), BlockError> {
-    queue.arm();
-    // SYNC: orders the arming before the look at the queue; pairs with the fence of whoever feeds it.
-    fence(Ordering::SeqCst);
-    let mut slept = Ok(());
-    if !queue.ready() {
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        let wake = PollFd::from_borrowed_fd(queue.wake_fd(), PollFlags::IN);
-        slept = match poll(&mut [wake], timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(error) => Err(BlockError::Io { errno: error.raw_os_error() }),
-        };
-    }
-    queue.disarm();
-    slept
 }

@@ -5,4 +5,5 @@
 
 pub mod backend;
 pub mod blocking;
+mod finished;
 pub mod queue;

@@ -12,8 +12,8 @@ pub const MAX_REQUEST_BYTES: u32 = 4 << 20;
 pub const MAX_BLOCK_BYTES: u32 = 64 << 10;
 /// The most requests a queue may have in flight.
 pub const MAX_DEPTH: u32 = 4096;
-/// The most blocks a device may have: what a discard can name on a lane.
-pub const MAX_BLOCKS: u64 = 1 << 48;
+/// The most blocks a device may have: what a discard can name on a lane, see `link::codec`.
+pub const MAX_BLOCKS: u64 = (1 << 48) - 1;
 
 /// What a device is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub enum GeometryError {
         block: u32,
     },
     /// The device's size.
-    #[error("a device of {bytes} bytes; it must be a multiple of its block size, {block}, from 1 to 2^48 blocks")]
+    #[error("a device of {bytes} bytes; it must be a multiple of its block size, {block}, from 1 to 2^48-1 blocks")]
     Bytes {
         /// The size in question.
         bytes: u64,

@@ -13,7 +13,8 @@ use fido_core::payload::Payload;
 use fido_core::wait::Source;
 use fido_core::window::Span;
 
-use super::{DeviceError, Finished, silent_wake};
+use super::{DeviceError, silent_wake};
+use crate::finished::Finished;
 use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Geometry};
 
 /// A device in private memory, all zeros at first. Clones and queues share it.

@@ -8,16 +8,13 @@
 //!
 //! A device is shared by all queues on it; a queue belongs to one thread.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 
 use fido_core::heap::HeapError;
-use fido_core::payload::Payload;
-use fido_core::stats::Stats;
 use rustix::event::EventfdFlags;
 
-use crate::queue::{BlockCompletion, BlockError, GeometryError};
+use crate::queue::GeometryError;
 
 pub mod file;
 pub mod memory;
@@ -41,36 +38,6 @@ pub enum DeviceError {
     /// The system refused a wake descriptor.
     #[error("no wake descriptor: {0}")]
     Wake(#[source] io::Error),
-}
-
-/// Completions that wait for the next poll.
-#[derive(Debug, Default)]
-struct Finished(VecDeque<BlockCompletion>);
-
-impl Finished {
-    fn push(&mut self, id: u64, result: Result<Payload, BlockError>) {
-        self.0.push_back(BlockCompletion { id, result });
-    }
-
-    /// As `push`, and counts what was moved, once, here at the device.
-    fn push_counted(&mut self, id: u64, result: Result<Payload, BlockError>, moved: u64, stats: &Stats) {
-        if result.is_ok() {
-            stats.payload_bytes.add(moved);
-        }
-        self.push(id, result);
-    }
-
-    fn pop(&mut self) -> Option<BlockCompletion> {
-        self.0.pop_front()
-    }
-
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
 }
 
 /// A wake descriptor for a queue that finishes everything within `submit`: nothing ever happens to it while its

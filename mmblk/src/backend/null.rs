@@ -9,7 +9,8 @@ use fido_core::memory::Memory;
 use fido_core::payload::Payload;
 use fido_core::wait::Source;
 
-use super::{DeviceError, Finished, silent_wake};
+use super::{DeviceError, silent_wake};
+use crate::finished::Finished;
 use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Geometry, MAX_REQUEST_BYTES};
 
 /// A queue of the null device.

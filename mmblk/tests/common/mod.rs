@@ -6,12 +6,13 @@
 use std::time::{Duration, Instant};
 
 use fido_core::addr::{GlobalAddr, Segment};
+use fido_core::assignment::WaitStrategy;
 use fido_core::memory::Memory;
 use fido_core::payload::{MAX_SEGMENTS, Payload};
 use fido_core::testing::private_memory;
+use fido_core::waiter::Waiter;
 use mmblk::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Geometry, MAX_REQUEST_BYTES};
 use proptest::prelude::*;
-use rustix::event::{PollFd, PollFlags, poll};
 
 /// No test may take longer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -85,29 +86,20 @@ impl<Q: BlockQueue> Rig<Q> {
 
 pub fn completions(queue: &mut impl BlockQueue, count: usize) -> Vec<BlockCompletion> {
     let deadline = Instant::now() + PATIENCE;
+    let mut waiter = Waiter::new(WaitStrategy::Sleep).unwrap();
     let mut all = Vec::new();
-    queue.flush_submissions();
     while all.len() < count {
+        queue.flush_submissions();
         match queue.poll() {
             Some(completion) => all.push(completion),
-            None => sleep(queue, deadline),
+            None => {
+                assert!(Instant::now() < deadline, "no completion came");
+                waiter.idle(&mut [queue], Some(PATIENCE)).unwrap();
+            }
         }
     }
     assert!(queue.poll().is_none(), "a completion too many");
     all
-}
-
-fn sleep(queue: &mut impl BlockQueue, deadline: Instant) {
-    let left = deadline.saturating_duration_since(Instant::now());
-    assert!(!left.is_zero(), "no completion came");
-    queue.flush_submissions();
-    queue.arm();
-    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-    if !queue.ready() {
-        let wake = PollFd::from_borrowed_fd(queue.wake_fd(), PollFlags::IN);
-        let _ = poll(&mut [wake], Some(&left.try_into().unwrap()));
-    }
-    queue.disarm();
 }
 
 pub fn payload(memory: &Memory, bytes: &[u8]) -> Payload {

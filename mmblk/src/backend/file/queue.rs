@@ -21,7 +21,7 @@ use rustix::io::Errno;
 
 use super::open::{FileError, Shared, os};
 use super::request::{Request, Step};
-use crate::backend::Finished;
+use crate::finished::Finished;
 use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Geometry};
 
 /// How long a read waits for a buffer.

@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use fido_core::assignment::WaitStrategy;
 use fido_core::memory::Memory;
 use fido_core::payload::Payload;
 use fido_core::testing::private_memory;
+use fido_core::waiter::Waiter;
 use tempfile::TempDir;
 
 use super::{FileDevice, FileError, FileOptions, FileQueue};
@@ -31,7 +33,7 @@ fn device() -> (TempDir, FileDevice) {
 
 fn blocking(device: &FileDevice) -> Blocking<FileQueue> {
     let memory = private_memory(16 << 20);
-    Blocking::new(device.queue(memory.clone()).unwrap(), memory)
+    Blocking::new(device.queue(memory.clone()).unwrap(), memory, Waiter::new(WaitStrategy::Sleep).unwrap())
 }
 
 fn poll_until(queue: &mut FileQueue) -> BlockCompletion {
@@ -181,6 +183,7 @@ fn a_read_waits_for_a_buffer() {
         std::thread::sleep(Duration::from_millis(20));
         drop(first);
     });
+    let mut waiter = Waiter::new(WaitStrategy::Sleep).unwrap();
     let mut ids = Vec::new();
     let deadline = Instant::now() + Duration::from_secs(20);
     while ids.len() < 2 {
@@ -191,7 +194,7 @@ fn a_read_waits_for_a_buffer() {
             }
             None => {
                 assert!(Instant::now() < deadline, "no completion came");
-                crate::blocking::sleep(&mut queue, Some(deadline)).unwrap();
+                waiter.idle(&mut [&mut queue], Some(Duration::from_secs(1))).unwrap();
             }
         }
     }
@@ -204,7 +207,8 @@ fn a_read_waits_for_a_buffer() {
 fn a_read_that_can_have_no_buffer_fails() {
     let (_dir, device) = device();
     let memory = private_memory(2 << 20);
-    let mut disk = Blocking::new(device.queue(memory.clone()).unwrap(), memory);
+    let mut disk =
+        Blocking::new(device.queue(memory.clone()).unwrap(), memory, Waiter::new(WaitStrategy::Sleep).unwrap());
     let _kept = disk.read(0, 1 << 20).unwrap();
     assert_eq!(disk.read(0, 1 << 20).unwrap_err(), BlockError::NoBuffer);
     disk.read(0, 4096).unwrap();
