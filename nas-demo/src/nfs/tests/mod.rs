@@ -2,5 +2,6 @@
 
 mod arbitrary;
 mod flow;
+mod over_tcp;
 mod procedures;
 mod repeats;
