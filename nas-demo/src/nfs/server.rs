@@ -209,6 +209,7 @@ impl<P: StreamPort, V: Volume> NfsServer<P, V> {
     }
 
     fn on_opened(&mut self, id: StreamId, remote: std::net::SocketAddr) {
+        self.forget(id);
         if self.draining || self.connections.len() >= self.limits.connections {
             tracing::debug!(client = %remote, limit = self.limits.connections, "connection refused");
             self.port.reset(id);

@@ -71,6 +71,8 @@ struct Pending {
     work: Work,
     key: Option<Key>,
     permit: Permit,
+    /// The volume's write verifier when it was asked.
+    verifier: [u8; 8],
 }
 
 #[derive(Debug)]
@@ -193,7 +195,8 @@ impl<V: Volume> Service<V> {
             nfs3::Plan::Ask(op, shape) => {
                 let permit = Permit::new(cost(&op, &shape), meter, &self.meter);
                 let work = Work::Nfs(procedure, shape);
-                self.ask(op, Pending { origin, orphaned: false, xid, work, key, permit });
+                let verifier = self.volume.write_verifier();
+                self.ask(op, Pending { origin, orphaned: false, xid, work, key, permit, verifier });
                 return Ok(Outcome::Asked);
             }
         }
@@ -234,7 +237,8 @@ impl<V: Volume> Service<V> {
             mount::Plan::Mount { path, names } => {
                 let permit = Permit::new(SMALL_CALL_BYTES, meter, &self.meter);
                 let work = Work::Mount(path, names);
-                let pending = Pending { origin, orphaned: false, xid, work, key: None, permit };
+                let verifier = self.volume.write_verifier();
+                let pending = Pending { origin, orphaned: false, xid, work, key: None, permit, verifier };
                 self.ask(VolumeOp::GetAttr { ino: ROOT }, pending);
                 Ok(Outcome::Asked)
             }
@@ -271,20 +275,23 @@ impl<V: Volume> Service<V> {
     }
 
     fn answered(&mut self, pending: Pending, answer: Result<VolumeReply, VolumeError>) -> Option<Answered> {
-        let Pending { origin, orphaned, xid, work, key, permit } = pending;
+        let Pending { origin, orphaned, xid, work, key, permit, verifier } = pending;
         let busy = matches!(answer, Err(VolumeError::Busy));
         let mut out = rpc::begin_reply();
         rpc::put_success(&mut out, xid);
         let data = match work {
             Work::Nfs(procedure, shape) => {
-                let context = Context { fsid: self.volume.fsid(), verifier: self.volume.write_verifier() };
+                // If the volume restarts meanwhile, nobody knows on which side of that a write or a commit was. The
+                // client is safe if writes get the older verifier and commits the newer one: it writes again.
+                let verifier = if shape == Shape::Write { verifier } else { self.volume.write_verifier() };
+                let context = Context { fsid: self.volume.fsid(), verifier };
                 results::write(procedure, shape, answer, context, &mut out)
             }
             Work::Mount(path, mut names) => {
                 match step(answer, names.pop_front()) {
                     Step::Down(op) => {
                         let work = Work::Mount(path, names);
-                        self.ask(op, Pending { origin, orphaned, xid, work, key, permit });
+                        self.ask(op, Pending { origin, orphaned, xid, work, key, permit, verifier });
                         return None;
                     }
                     Step::There(ino) => {

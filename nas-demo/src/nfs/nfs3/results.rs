@@ -42,12 +42,12 @@ impl From<nfsstat3> for ResultsError {
     }
 }
 
-/// What is the same for all results of a volume.
+/// What results need to know of the volume.
 #[derive(Debug, Clone, Copy)]
 pub struct Context {
     /// Names the volume.
     pub fsid: u64,
-    /// The volume's write verifier.
+    /// The volume's write verifier: for writes that of when it was asked, for commits that of when it answered.
     pub verifier: [u8; 8],
 }
 

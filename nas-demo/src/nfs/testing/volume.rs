@@ -31,6 +31,8 @@ pub struct ModelVolume {
     pub fail: Option<VolumeError>,
     /// Cuts the data of reads into parts of this size.
     pub part_bytes: usize,
+    /// Changes when the volume restarts.
+    pub verifier: [u8; 8],
     /// How many operations have been submitted.
     pub submitted: usize,
 }
@@ -48,6 +50,7 @@ impl ModelVolume {
             hold: false,
             fail: None,
             part_bytes: usize::MAX,
+            verifier: Self::VERIFIER,
             submitted: 0,
         };
         volume.add(Kind::Directory, SetAttr { mode: Some(0o777), ..SetAttr::default() });
@@ -269,7 +272,7 @@ impl ModelVolume {
 
 impl Volume for ModelVolume {
     fn write_verifier(&self) -> [u8; 8] {
-        Self::VERIFIER
+        self.verifier
     }
 
     fn fsid(&self) -> u64 {

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use fido_core::payload::Payload;
 use mmnet::stream::StreamId;
-use nfs3_types::nfs3::{CREATE3args, CREATE3res, Nfs3Option, createhow3, diropargs3, filename3, nfs_fh3, stable_how};
+use nfs3_types::nfs3::{
+    COMMIT3args, CREATE3args, CREATE3res, Nfs3Option, createhow3, diropargs3, filename3, nfs_fh3, stable_how,
+};
 use nfs3_types::nfs3::{NFS_PROGRAM as P, PROGRAM, READ3args, SETATTR3args, SETATTR3res, WRITE3args, sattr3};
 use nfs3_types::xdr_codec::{Opaque, Void};
 
@@ -212,6 +214,24 @@ fn a_closed_connection_lets_go_of_everything() {
     assert_eq!(rig.server.volume().content(2), data, "the write is done nevertheless");
     rig.server.port().open(Rig::ID);
     assert_eq!(xids(&rig.exchange(Rig::ID, &null(1))), [1], "the name serves again");
+}
+
+#[test]
+fn a_restart_of_the_volume_shows_in_every_pair_of_write_and_commit() {
+    let mut rig = Rig::new();
+    let file = file_of(&mut rig, 0);
+    let stable = stable_how::UNSTABLE;
+    let args = WRITE3args { file: file.clone(), offset: 0, count: 1, stable, data: Opaque::borrowed(b"a") };
+    let write = call_bytes(1, PROGRAM, P::NFSPROC3_WRITE as u32, &args);
+    let commit = call_bytes(2, PROGRAM, P::NFSPROC3_COMMIT as u32, &COMMIT3args { file, offset: 0, count: 0 });
+    rig.server.volume().hold = true;
+    rig.exchange(Rig::ID, &[write, commit].concat());
+    rig.server.volume().verifier = *b"restart!";
+    rig.server.volume().hold = false;
+    rig.settle();
+    let replies = rig.server.port().take_bytes(Rig::ID);
+    let first = 4 + (u32::from_be_bytes(replies[..4].try_into().unwrap()) & !(1 << 31)) as usize;
+    assert!(replies[..first].ends_with(b"verifier") && replies.ends_with(b"restart!"));
 }
 
 #[test]
