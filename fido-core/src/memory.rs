@@ -79,6 +79,14 @@ impl Memory {
         self.windows.translate(segment).inspect_err(|_| self.stats().refusals.add(1))
     }
 
+    /// Whether there are bytes behind a segment now, without keeping them.
+    ///
+    /// # Errors
+    /// [`AddressError`] if it is stale, unmapped or out of bounds.
+    pub fn check(&self, segment: Segment) -> Result<(), AddressError> {
+        self.windows.check(segment)
+    }
+
     /// The bytes behind every segment of `payload`, in order.
     ///
     /// # Errors

@@ -225,8 +225,24 @@ impl WindowView {
     /// # Errors
     /// [`AddressError`] if it is stale, unmapped or out of bounds.
     pub fn translate(&self, segment: Segment) -> Result<Span, AddressError> {
+        self.look_up(segment, |window, ptr| Span { ptr, len: segment.len, _window: window.clone() })
+    }
+
+    /// Whether there is memory behind `segment` now, without keeping it.
+    ///
+    /// # Errors
+    /// [`AddressError`] if it is stale, unmapped or out of bounds.
+    pub fn check(&self, segment: Segment) -> Result<(), AddressError> {
+        self.look_up(segment, |_, _| ())
+    }
+
+    fn look_up<T>(
+        &self,
+        segment: Segment,
+        found: impl FnOnce(&Arc<Window>, NonNull<u8>) -> T,
+    ) -> Result<T, AddressError> {
         // SYNC: pairs with the release in `insert` and `remove`; a view that misses a change by a moment behaves as
-        // if the translation had come before it, which the `Arc`s it holds make harmless.
+        // if the look-up had come before it, which the `Arc`s it holds make harmless.
         let epoch = self.table.epoch.load(Ordering::Acquire);
         let mut cache = self.cache.borrow_mut();
         if cache.0 != epoch {
@@ -241,7 +257,7 @@ impl WindowView {
             });
         };
         match window.at(segment.addr.offset(), u64::from(segment.len)) {
-            Some(ptr) => Ok(Span { ptr, len: segment.len, _window: window.clone() }),
+            Some(ptr) => Ok(found(window, ptr)),
             None => Err(AddressError::OutOfBounds { segment, arena_len: window.len() }),
         }
     }

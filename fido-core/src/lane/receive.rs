@@ -133,7 +133,7 @@ fn borrow(memory: &Memory, session: &Session, frame: &Frame, hold: Hold) -> Resu
     let mut payload = Payload::new();
     if usize::from(count) <= INLINE_SEGMENTS {
         for segment in frame.segments.iter().take(usize::from(count)) {
-            memory.translate(*segment)?;
+            memory.check(*segment)?;
             payload.push(*segment, Some(hold.clone()));
         }
         return Ok(payload);
@@ -150,7 +150,7 @@ fn borrow(memory: &Memory, session: &Session, frame: &Frame, hold: Hold) -> Resu
         let mut entry = [0; LIST_ENTRY_BYTES];
         span.read(index * LIST_ENTRY_BYTES, &mut entry);
         let segment = message::decode_entry(entry);
-        memory.translate(segment)?;
+        memory.check(segment)?;
         payload.push(segment, Some(hold.clone()));
     }
     Ok(payload)
