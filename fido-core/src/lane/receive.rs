@@ -94,6 +94,7 @@ impl Lane {
                 session.publish_credit();
             }
             let frame = Frame::decode(&words);
+            self.eased |= frame.head.kind == KIND_RETURNS || frame.returned != 0;
             let returned = if frame.head.kind == KIND_RETURNS {
                 message::decode_returns(&words).try_for_each(|tag| session.end_loan(tag, &mut self.counts.returned))
             } else if frame.returned != 0 {
