@@ -15,6 +15,8 @@ pub mod assignment;
 #[cfg(not(loom))]
 pub mod bell;
 #[cfg(not(loom))]
+pub mod conformance;
+#[cfg(not(loom))]
 pub mod domain;
 #[cfg(not(loom))]
 pub mod heap;
