@@ -1,9 +1,10 @@
 //! MMBlk: a block device between domains, by address.
 //!
 //! Everything meets at one trait, [`queue::BlockQueue`]: a back end implements it over a file or memory
-//! ([`backend`]). [`blocking`] is a simple face on any of them for callers that do one thing at a time.
+//! ([`backend`]), and [`link`] puts a lane between a queue and its user. [`blocking`] is a simple face on any of them for callers that do one thing at a time.
 
 pub mod backend;
 pub mod blocking;
 mod finished;
+pub mod link;
 pub mod queue;

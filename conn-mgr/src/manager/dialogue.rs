@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use fido_core::addr::DomainId;
 use fido_core::arena::Peer;
+use fido_core::assignment::WireId;
 use fido_core::platform::host::memory;
 use fido_core::platform::host::protocol::{FromDomain, FromManager, ProtocolError};
 
@@ -68,11 +69,12 @@ impl EventLoop {
                 }
                 self.feed(Event::Ready(id));
             }
-            FromDomain::Passed { id: dead } => {
-                let dead =
-                    dead.check().ok_or_else(|| format!("it passed the fence of {dead:?}, which cannot exist"))?;
-                tracing::debug!(domain = self.name(index), generation = %id.generation, %dead, "passed a fence");
-                self.feed(Event::Passed(id, dead));
+            FromDomain::Passed { id: dead, except } => {
+                let check = |id: WireId| id.check().ok_or_else(|| format!("it spoke of {id:?}, which cannot exist"));
+                let dead = check(dead)?;
+                let except = except.into_iter().map(check).collect::<Result<_, _>>()?;
+                tracing::debug!(domain = self.name(index), generation = %id.generation, %dead, ?except, "passed a fence");
+                self.feed(Event::Passed { by: id, dead, except });
             }
         }
         Ok(())

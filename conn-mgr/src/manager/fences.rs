@@ -1,17 +1,20 @@
 //! Fences: when may the buffers that a dead incarnation had a hand in be used again?
 //!
-//! Every survivor that had a link with the dead one owes a word that it holds nothing any more that came through it.
-//! When all have passed, nobody does: a survivor only passes when what it forwarded has come back to it.
+//! Every survivor that had a link with the dead one owes a word: it holds nothing any more that came through it, and
+//! what it forwarded has come back. Only what it forwarded to others that are dead as well it may leave out, if it
+//! names them: it would otherwise wait for their fences, which may wait for its word.
 //!
-//! That argument breaks where a chain of lending has several dead members, so fences depend on each other:
+//! If everybody else lives, nobody holds anything when all have passed. Where a chain of lending has several dead
+//! members, fences depend on each other:
 //!
 //! * a survivor that dies before it passed may have forwarded what came through the first dead one, to somebody who
 //!   only owes its word to *it*: the first fence waits for the second;
 //! * an incarnation that dies while the fence of one it was linked with is still open may have lent its own memory
-//!   through that one, to somebody who only owes its word to *that one*: the second fence waits for the first.
+//!   through that one, to somebody who only owes its word to *that one*: the second fence waits for the first;
+//! * a survivor that passes with exceptions has forwarded to those: the fence waits for theirs.
 //!
-//! Both can hold at once, so the dependencies may form circles: a fence is complete when nobody owes anything to any
-//! fence that can be reached from it.
+//! So the dependencies may form circles: a fence is complete when nobody owes anything to any fence that can be
+//! reached from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,10 +45,14 @@ impl Fences {
         self.open.insert(dead, Fence { owing, waits_for });
     }
 
-    /// A survivor's word. Whoever does not owe it may give it all the same.
-    pub fn pass(&mut self, survivor: DomainId, dead: DomainId) {
-        if let Some(fence) = self.open.get_mut(&dead) {
-            fence.owing.remove(&survivor);
+    /// A survivor's word, which leaves out what it forwarded to `except`. Whoever does not owe the word may give it all
+    /// the same.
+    pub fn pass(&mut self, survivor: DomainId, dead: DomainId, except: &[DomainId]) {
+        let others: Vec<_> = except.iter().copied().filter(|id| self.open.contains_key(id)).collect();
+        if let Some(fence) = self.open.get_mut(&dead)
+            && fence.owing.remove(&survivor)
+        {
+            fence.waits_for.extend(others);
         }
     }
 
@@ -107,11 +114,11 @@ mod tests {
     fn all_must_pass() {
         let mut fences = Fences::default();
         fences.open(id(2), set(&[1, 3]), &set(&[1, 3]));
-        fences.pass(id(1), id(2));
-        fences.pass(id(9), id(2));
+        fences.pass(id(1), id(2), &[]);
+        fences.pass(id(9), id(2), &[]);
         assert!(fences.take_complete().is_empty());
         assert_eq!(fences.owing(id(2)).collect::<Vec<_>>(), [id(3)]);
-        fences.pass(id(3), id(2));
+        fences.pass(id(3), id(2), &[]);
         assert_eq!(fences.take_complete(), [id(2)]);
         assert!(!fences.is_open(id(2)));
     }
@@ -121,10 +128,10 @@ mod tests {
     fn a_fence_waits_for_that_of_a_survivor_that_died_owing() {
         let mut fences = Fences::default();
         fences.open(id(2), set(&[1, 3]), &set(&[1, 3]));
-        fences.pass(id(1), id(2));
+        fences.pass(id(1), id(2), &[]);
         fences.open(id(3), set(&[4]), &set(&[2, 4]));
         assert!(fences.take_complete().is_empty(), "4 may hold 1's bytes");
-        fences.pass(id(4), id(3));
+        fences.pass(id(4), id(3), &[]);
         assert_eq!(fences.take_complete(), [id(2), id(3)]);
     }
 
@@ -135,7 +142,20 @@ mod tests {
         fences.open(id(2), set(&[1, 3]), &set(&[1, 3]));
         fences.open(id(1), set(&[]), &set(&[2]));
         assert!(fences.take_complete().is_empty(), "3 may hold 1's bytes");
-        fences.pass(id(3), id(2));
+        fences.pass(id(3), id(2), &[]);
         assert_eq!(fences.take_complete(), [id(1), id(2)]);
+    }
+
+    /// 1 - 2 - 3 - 4: 1 lends to 2, who forwards to 3, who forwards to 4. 1 and 3 die.
+    #[test]
+    fn a_word_that_leaves_out_the_dead_makes_the_fence_wait_for_theirs() {
+        let mut fences = Fences::default();
+        fences.open(id(1), set(&[2]), &set(&[2]));
+        fences.open(id(3), set(&[2, 4]), &set(&[2, 4]));
+        fences.pass(id(2), id(1), &[id(3)]);
+        fences.pass(id(2), id(3), &[]);
+        assert!(fences.take_complete().is_empty(), "4 may hold 1's bytes");
+        fences.pass(id(4), id(3), &[]);
+        assert_eq!(fences.take_complete(), [id(1), id(3)]);
     }
 }

@@ -24,6 +24,9 @@ mod status;
 mod strangers;
 pub mod topology;
 
+#[cfg(test)]
+mod state_tests;
+
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Sender};

@@ -30,8 +30,15 @@ pub enum Event {
     Bells(DomainId, u32),
     /// An incarnation says that it serves.
     Ready(DomainId),
-    /// An incarnation (first) holds nothing that came through another (second).
-    Passed(DomainId, DomainId),
+    /// A survivor holds nothing that came through a dead one.
+    Passed {
+        /// The survivor.
+        by: DomainId,
+        /// The dead.
+        dead: DomainId,
+        /// Dead ones to whom it forwarded such things.
+        except: Vec<DomainId>,
+    },
     /// An incarnation's process is gone, or could not be started.
     Gone(DomainId),
 }
@@ -140,7 +147,7 @@ impl State {
             Event::Arena(id) => self.arena(id, &mut actions),
             Event::Bells(id, link) => self.bells(id, link, &mut actions),
             Event::Ready(id) => self.ready(id, &mut actions),
-            Event::Passed(id, dead) => self.passed(id, dead, &mut actions),
+            Event::Passed { by, dead, except } => self.passed(by, dead, &except, &mut actions),
             Event::Gone(id) => self.gone(id, &mut actions),
         }
         actions
@@ -205,14 +212,19 @@ impl State {
         actions.push(Action::Serving(id));
     }
 
-    fn passed(&mut self, id: DomainId, dead: DomainId, actions: &mut Vec<Action>) {
+    fn passed(&mut self, id: DomainId, dead: DomainId, except: &[DomainId], actions: &mut Vec<Action>) {
         let Some((_, living)) = self.living(id) else { return };
         if !living.told.contains(&dead) {
             let what = format!("it passed the fence of {dead}, of whose death it was not told");
             actions.push(Action::Violation(id, what));
             return;
         }
-        self.fences.pass(id, dead);
+        if let Some(wrong) = except.iter().find(|id| !living.told.contains(id)) {
+            let what = format!("it passed a fence except for {wrong}, of whose death it was not told");
+            actions.push(Action::Violation(id, what));
+            return;
+        }
+        self.fences.pass(id, dead, except);
         self.settle(actions);
     }
 

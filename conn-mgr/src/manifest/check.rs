@@ -33,6 +33,9 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), Fault> {
         if !names.insert(&domain.name) {
             return fault(Place::Domain(index), format!("a second domain `{}`", domain.name), "different names");
         }
+        name(Place::Domain(index), &domain.name)?;
+    }
+    for (index, domain) in manifest.domains.iter().enumerate() {
         check_domain(manifest, index, domain)?;
     }
     check_order(manifest)?;
@@ -71,7 +74,6 @@ fn known(manifest: &Manifest, place: Place, domain: &str) -> Result<(), Fault> {
 
 fn check_domain(manifest: &Manifest, index: usize, domain: &Domain) -> Result<(), Fault> {
     let key = |key, item| Place::DomainKey(index, key, item);
-    name(Place::Domain(index), &domain.name)?;
     if !program::is_executable(&domain.program) {
         let what = format!("program `{}` cannot be executed", domain.program.display());
         return fault(key("program", None), what, "an executable file");

@@ -13,6 +13,9 @@ pub mod program;
 mod text;
 mod units;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;

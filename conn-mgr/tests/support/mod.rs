@@ -245,7 +245,7 @@ impl Component {
         }
         if self.word("passes-anything") {
             let id = fido_core::assignment::WireId { slot: 2, generation: 1 };
-            self.say(&FromDomain::Passed { id }, &[]);
+            self.say(&FromDomain::Passed { id, except: Vec::new() }, &[]);
         }
         if self.word("huge") {
             let huge = vec![b' '; protocol::MAX_MESSAGE_BYTES + 1];
@@ -317,7 +317,7 @@ impl Component {
             if self.may_pass() {
                 for id in owed.drain(..) {
                     self.log(&format!("passed {}.{}", id.slot, id.generation));
-                    self.say(&FromDomain::Passed { id }, &[]);
+                    self.say(&FromDomain::Passed { id, except: Vec::new() }, &[]);
                 }
             }
         }

@@ -26,8 +26,12 @@ pub struct Rig<Q> {
     pub memory: Memory,
     /// A second domain's memory that both the user and the device can see.
     pub peer: Memory,
+    /// The memory of the device's domain.
+    pub device: Memory,
     /// Whether it stores what is written.
     pub stores: bool,
+    /// How often a payload byte is copied on its way.
+    pub copies: u64,
     /// Whatever the queue needs to go on.
     pub keep: Box<dyn std::any::Any>,
 }
@@ -39,7 +43,7 @@ impl<Q: BlockQueue> Rig<Q> {
         let peer = private_memory(16 << 20);
         memory.windows().insert(peer.arena().window().clone());
         let (queue, keep) = make(&memory);
-        Self { queue, memory, peer, stores, keep }
+        Self { queue, device: memory.clone(), memory, peer, stores, copies: 0, keep }
     }
 
     /// Submits what must be taken.
@@ -242,26 +246,43 @@ pub fn discards<Q: BlockQueue>(rig: &mut Rig<Q>) {
 }
 
 pub fn returns_every_buffer<Q: BlockQueue>(rig: &mut Rig<Q>) {
-    let used = rig.memory.heap().used();
-    // Far more than the arena has, if any of it were kept.
+    let used = (rig.memory.heap().used(), rig.device.heap().used());
+    // Far more than the arenas have, if any of it were kept.
     for _ in 0..64 {
-        let lent = rig.one(BlockOp::Read { offset: 0, len: MAX_REQUEST_BYTES }).unwrap();
+        let lent = rig.one(BlockOp::Read { offset: 0, len: MAX_REQUEST_BYTES / 2 }).unwrap();
         let data = rig.payload(&[1; 65536]);
         rig.one(BlockOp::Write { offset: 0, data, durable: false }).unwrap();
         drop(lent);
     }
-    rig.read(0, 512).unwrap();
-    assert_eq!(rig.memory.heap().used(), used);
+    eventually_used(rig, used);
+}
+
+/// Waits until both heaps have these bytes in use.
+fn eventually_used<Q: BlockQueue>(rig: &mut Rig<Q>, used: (u64, u64)) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        rig.queue.flush_submissions();
+        assert!(rig.queue.poll().is_none());
+        let now = (rig.memory.heap().used(), rig.device.heap().used());
+        if now == used {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{now:?} bytes are in use, not {used:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 pub fn counts_bytes_once<Q: BlockQueue>(rig: &mut Rig<Q>) {
-    let before = rig.memory.stats().snapshot();
+    let mut domains = vec![rig.memory.clone(), rig.device.clone()];
+    domains.dedup_by_key(|memory| memory.id());
+    let sum = || domains.iter().map(|m| m.stats().snapshot()).reduce(|a, b| a.plus(&b)).unwrap();
+    let before = sum();
     rig.write(0, &[1; 4096]).unwrap();
     rig.one(BlockOp::Read { offset: 0, len: 1024 }).unwrap();
     rig.one(BlockOp::Discard { offset: 0, len: 8192 }).unwrap();
     rig.read(1, 512).unwrap_err();
-    let counted = rig.memory.stats().snapshot().since(&before);
-    assert_eq!((counted.payload_bytes, counted.payload_bytes_copied), (5120, 0));
+    let counted = sum().since(&before);
+    assert_eq!((counted.payload_bytes, counted.payload_bytes_copied), (5120, 5120 * rig.copies));
 }
 
 /// A random request, in blocks.

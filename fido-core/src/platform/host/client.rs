@@ -123,6 +123,6 @@ impl Reporter for HostReporter {
     }
 
     fn passed(&self, dead: DomainId) -> Result<(), PlatformError> {
-        Ok(protocol::send(self.0.as_fd(), &FromDomain::Passed { id: dead.into() }, &[])?)
+        Ok(protocol::send(self.0.as_fd(), &FromDomain::Passed { id: dead.into(), except: Vec::new() }, &[])?)
     }
 }

@@ -76,6 +76,10 @@ pub enum FromDomain {
     Passed {
         /// The dead incarnation.
         id: WireId,
+        /// Other dead incarnations to which it had forwarded such things: it does not wait for their fences before it
+        /// says this (they may wait for its word), so this fence will wait for theirs.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        except: Vec<WireId>,
     },
 }
 

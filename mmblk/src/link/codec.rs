@@ -1,0 +1,410 @@
+//! The requests and answers of a lane, packed into the 16 bytes of a message's arguments.
+//!
+//! | message | kind | flags | arguments (32 bits each) | payload |
+//! |---|---|---|---|---|
+//! | identify | 0x01 | | id, protocol version | |
+//! | read | 0x02 | | id, offset low, offset high, length | |
+//! | write | 0x03 | 1: durable | id, offset low, offset high, length | the data |
+//! | flush | 0x04 | | id | |
+//! | discard | 0x05 | | id, block low, block high:16 and count high:16, count low | |
+//! | identity | 0x81 | log2 of the block size | id, bytes low, bytes high, depth | |
+//! | done | 0x82 | | id, length | of a read, the data |
+//! | failed | 0x83 | code | id, errno or version | |
+//!
+//! Decoding is total: any 18 bytes are a message or a [`CodecError`], and what is unused must be zero, so that every
+//! message has one form only.
+
+use fido_core::message::Head;
+
+use crate::queue::{BlockError, BlockOp, Geometry, GeometryError};
+
+/// The version of this protocol. Both sides must have the same.
+pub const VERSION: u32 = 1;
+
+const IDENTIFY: u8 = 0x01;
+const READ: u8 = 0x02;
+const WRITE: u8 = 0x03;
+const FLUSH: u8 = 0x04;
+const DISCARD: u8 = 0x05;
+const IDENTITY: u8 = 0x81;
+const DONE: u8 = 0x82;
+const FAILED: u8 = 0x83;
+
+const DURABLE: u8 = 1;
+/// The highest bits that a block number or count has.
+const BLOCK_MASK: u64 = (1 << 48) - 1;
+
+/// A message that makes no sense.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// Not a kind of this protocol, or not of this direction.
+    #[error("a message of kind {kind:#04x}")]
+    Kind {
+        /// What it says.
+        kind: u8,
+    },
+    /// Something that must be zero is not, or a flag is unknown.
+    #[error("a message of kind {kind:#04x} with flags {flags:#04x} and arguments {args:x?}")]
+    Form {
+        /// What kind it is.
+        kind: u8,
+        /// Its flags.
+        flags: u8,
+        /// Its arguments.
+        args: [u32; 4],
+    },
+    /// A device beyond the limits.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+}
+
+/// What the front end says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// Asks for the geometry; the first message of a session.
+    Identify {
+        /// The front end's protocol version.
+        version: u32,
+    },
+    /// Reads.
+    Read {
+        /// First byte.
+        offset: u64,
+        /// How many bytes.
+        len: u32,
+    },
+    /// Writes the message's payload.
+    Write {
+        /// First byte.
+        offset: u64,
+        /// The payload's length, which has to agree.
+        len: u32,
+        /// Whether it must be on stable storage.
+        durable: bool,
+    },
+    /// Makes completed writes durable.
+    Flush,
+    /// Says that content is no longer needed. In blocks, so that both numbers fit.
+    Discard {
+        /// First block, below 2^48.
+        block: u64,
+        /// How many blocks, below 2^48.
+        blocks: u64,
+    },
+}
+
+/// What the back end says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// What the device is like.
+    Identity(Geometry),
+    /// The request is complete.
+    Done {
+        /// Length of the payload that comes with it.
+        len: u32,
+    },
+    /// The request failed.
+    Failed(Failure),
+}
+
+/// A [`BlockError`] as it travels. What is missing is known to the one who asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// [`BlockError::OutOfRange`].
+    OutOfRange,
+    /// [`BlockError::Misaligned`].
+    Misaligned,
+    /// [`BlockError::Size`].
+    Size,
+    /// [`BlockError::Address`].
+    Address,
+    /// [`BlockError::NoBuffer`].
+    NoBuffer,
+    /// [`BlockError::Io`].
+    Io {
+        /// The system's number.
+        errno: i32,
+    },
+    /// [`BlockError::NoSpace`].
+    NoSpace,
+    /// [`BlockError::Protocol`].
+    Protocol,
+    /// The back end speaks another version of this protocol.
+    Version {
+        /// Its version.
+        version: u32,
+    },
+}
+
+/// The id that a message carries, whatever else is wrong with it.
+pub fn id(head: &Head) -> u32 {
+    head.args[0]
+}
+
+impl Request {
+    /// The message that says this.
+    pub fn encode(&self, id: u32) -> Head {
+        match *self {
+            Self::Identify { version } => head(IDENTIFY, 0, [id, version, 0, 0]),
+            Self::Read { offset, len } => head(READ, 0, [id, low(offset), high(offset), len]),
+            Self::Write { offset, len, durable } => {
+                head(WRITE, u8::from(durable) * DURABLE, [id, low(offset), high(offset), len])
+            }
+            Self::Flush => head(FLUSH, 0, [id, 0, 0, 0]),
+            Self::Discard { block, blocks } => {
+                let (block, blocks) = (block & BLOCK_MASK, blocks & BLOCK_MASK);
+                head(DISCARD, 0, [id, low(block), high(block) | high(blocks) << 16, low(blocks)])
+            }
+        }
+    }
+
+    /// What a message says.
+    ///
+    /// # Errors
+    /// [`CodecError`] if it is none of these.
+    pub fn decode(head: &Head) -> Result<Self, CodecError> {
+        let Head { kind, flags, args: [_, a, b, c] } = *head;
+        match (kind, flags, a, b, c) {
+            (IDENTIFY, 0, version, 0, 0) => Ok(Self::Identify { version }),
+            (READ, 0, ..) => Ok(Self::Read { offset: join(a, b), len: c }),
+            (WRITE, 0 | DURABLE, ..) => Ok(Self::Write { offset: join(a, b), len: c, durable: flags & DURABLE != 0 }),
+            (FLUSH, 0, 0, 0, 0) => Ok(Self::Flush),
+            (DISCARD, 0, ..) => Ok(Self::Discard { block: join(a, b & 0xFFFF), blocks: join(c, b >> 16) }),
+            (IDENTIFY..=DISCARD, ..) => Err(CodecError::Form { kind, flags, args: head.args }),
+            _ => Err(CodecError::Kind { kind }),
+        }
+    }
+
+    /// The message for an operation that fits a device with this block size.
+    pub fn of(op: &BlockOp, block: u32) -> Self {
+        let block = u64::from(block);
+        match op {
+            BlockOp::Read { offset, len } => Self::Read { offset: *offset, len: *len },
+            // At most `MAX_REQUEST_BYTES`: checked before anything is sent.
+            BlockOp::Write { offset, data, durable } => {
+                Self::Write { offset: *offset, len: data.len() as u32, durable: *durable }
+            }
+            BlockOp::Flush => Self::Flush,
+            BlockOp::Discard { offset, len } => Self::Discard { block: offset / block, blocks: len / block },
+        }
+    }
+}
+
+impl Answer {
+    /// The message that says this.
+    pub fn encode(&self, id: u32) -> Head {
+        match *self {
+            Self::Identity(Geometry { bytes, block, depth }) => {
+                head(IDENTITY, block.trailing_zeros() as u8, [id, low(bytes), high(bytes), depth])
+            }
+            Self::Done { len } => head(DONE, 0, [id, len, 0, 0]),
+            Self::Failed(failure) => {
+                let (code, detail) = failure.encode();
+                head(FAILED, code, [id, detail, 0, 0])
+            }
+        }
+    }
+
+    /// What a message says.
+    ///
+    /// # Errors
+    /// [`CodecError`] if it is none of these.
+    pub fn decode(head: &Head) -> Result<Self, CodecError> {
+        let Head { kind, flags, args: [_, a, b, c] } = *head;
+        let form = CodecError::Form { kind, flags, args: head.args };
+        match (kind, flags, a, b, c) {
+            (IDENTITY, ..) => {
+                let block = 1u32.checked_shl(flags.into()).ok_or(form)?;
+                Ok(Self::Identity(Geometry { bytes: join(a, b), block, depth: c }.checked()?))
+            }
+            (DONE, 0, len, 0, 0) => Ok(Self::Done { len }),
+            (FAILED, code, detail, 0, 0) => Failure::decode(code, detail).map(Self::Failed).ok_or(form),
+            (DONE | FAILED, ..) => Err(form),
+            _ => Err(CodecError::Kind { kind }),
+        }
+    }
+}
+
+impl Failure {
+    fn encode(self) -> (u8, u32) {
+        match self {
+            Self::OutOfRange => (1, 0),
+            Self::Misaligned => (2, 0),
+            Self::Size => (3, 0),
+            Self::Address => (4, 0),
+            Self::NoBuffer => (5, 0),
+            Self::Io { errno } => (6, errno.cast_unsigned()),
+            Self::NoSpace => (7, 0),
+            Self::Protocol => (8, 0),
+            Self::Version { version } => (9, version),
+        }
+    }
+
+    fn decode(code: u8, detail: u32) -> Option<Self> {
+        Some(match (code, detail) {
+            (1, 0) => Self::OutOfRange,
+            (2, 0) => Self::Misaligned,
+            (3, 0) => Self::Size,
+            (4, 0) => Self::Address,
+            (5, 0) => Self::NoBuffer,
+            (6, errno) => Self::Io { errno: errno.cast_signed() },
+            (7, 0) => Self::NoSpace,
+            (8, 0) => Self::Protocol,
+            (9, version) => Self::Version { version },
+            _ => return None,
+        })
+    }
+
+    /// The error that the one who asked for `op` gets.
+    pub fn into_error(self, op: &BlockOp) -> BlockError {
+        let (offset, len, segments) = match op {
+            BlockOp::Read { offset, len } => (*offset, u64::from(*len), 0),
+            BlockOp::Write { offset, data, .. } => (*offset, data.len(), data.parts().len()),
+            BlockOp::Flush => (0, 0, 0),
+            BlockOp::Discard { offset, len } => (*offset, *len, 0),
+        };
+        match self {
+            Self::OutOfRange => BlockError::OutOfRange { offset, len },
+            Self::Misaligned => BlockError::Misaligned { offset, len },
+            Self::Size => BlockError::Size { len, segments },
+            Self::Address => BlockError::Address("a segment of it has no memory behind it there".into()),
+            Self::NoBuffer => BlockError::NoBuffer,
+            Self::Io { errno } => BlockError::Io { errno },
+            Self::NoSpace => BlockError::NoSpace,
+            Self::Protocol => BlockError::Protocol("that it does not understand the request".into()),
+            Self::Version { version } => BlockError::Protocol(format!("protocol version {version}, not {VERSION}")),
+        }
+    }
+}
+
+impl From<&BlockError> for Failure {
+    fn from(error: &BlockError) -> Self {
+        match error {
+            BlockError::OutOfRange { .. } => Self::OutOfRange,
+            BlockError::Misaligned { .. } => Self::Misaligned,
+            BlockError::Size { .. } => Self::Size,
+            BlockError::Address(_) => Self::Address,
+            BlockError::NoBuffer => Self::NoBuffer,
+            BlockError::Io { errno } => Self::Io { errno: *errno },
+            BlockError::NoSpace => Self::NoSpace,
+            BlockError::Protocol(_) => Self::Protocol,
+        }
+    }
+}
+
+const fn head(kind: u8, flags: u8, args: [u32; 4]) -> Head {
+    Head { kind, flags, args }
+}
+
+const fn low(value: u64) -> u32 {
+    value as u32
+}
+
+const fn high(value: u64) -> u32 {
+    (value >> 32) as u32
+}
+
+const fn join(low: u32, high: u32) -> u64 {
+    low as u64 | (high as u64) << 32
+}
+
+/// The body of the fuzz target and of the property test: whatever bytes come in, decoding yields an error or a message
+/// that encodes to the same bytes again.
+///
+/// # Panics
+/// If it does not.
+pub fn fuzz(bytes: [u8; 18]) {
+    let [kind, flags, rest @ ..] = bytes;
+    let mut args = [0; 4];
+    for (arg, word) in args.iter_mut().zip(rest.chunks_exact(4)) {
+        *arg = word.iter().rev().fold(0, |sum, byte| sum << 8 | u32::from(*byte));
+    }
+    let message = Head { kind, flags, args };
+    if let Ok(request) = Request::decode(&message) {
+        assert_eq!(request.encode(id(&message)), message, "{request:?}");
+    }
+    if let Ok(answer) = Answer::decode(&message) {
+        assert_eq!(answer.encode(id(&message)), message, "{answer:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fido_core::message::KIND_RESERVED;
+    use proptest::prelude::*;
+
+    fn requests() -> impl Strategy<Value = Request> {
+        let offset_len = || (any::<u64>(), any::<u32>());
+        prop_oneof![
+            any::<u32>().prop_map(|version| Request::Identify { version }),
+            offset_len().prop_map(|(offset, len)| Request::Read { offset, len }),
+            (offset_len(), any::<bool>()).prop_map(|((offset, len), durable)| Request::Write { offset, len, durable }),
+            Just(Request::Flush),
+            (0..=BLOCK_MASK, 0..=BLOCK_MASK).prop_map(|(block, blocks)| Request::Discard { block, blocks }),
+        ]
+    }
+
+    fn failures() -> impl Strategy<Value = Failure> {
+        prop_oneof![
+            Just(Failure::OutOfRange),
+            Just(Failure::Misaligned),
+            Just(Failure::Size),
+            Just(Failure::Address),
+            Just(Failure::NoBuffer),
+            any::<i32>().prop_map(|errno| Failure::Io { errno }),
+            Just(Failure::NoSpace),
+            Just(Failure::Protocol),
+            any::<u32>().prop_map(|version| Failure::Version { version }),
+        ]
+    }
+
+    fn answers() -> impl Strategy<Value = Answer> {
+        prop_oneof![
+            (1u64..1 << 40, 0u32..=16, 1u32..=4096)
+                .prop_map(|(blocks, log, depth)| Geometry { bytes: blocks << log, block: 1 << log, depth })
+                .prop_map(Answer::Identity),
+            any::<u32>().prop_map(|len| Answer::Done { len }),
+            failures().prop_map(Answer::Failed),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn requests_survive(request in requests(), number: u32) {
+            let message = request.encode(number);
+            prop_assert!(message.kind < KIND_RESERVED);
+            prop_assert_eq!(id(&message), number);
+            prop_assert_eq!(Request::decode(&message), Ok(request));
+            prop_assert_eq!(Answer::decode(&message), Err(CodecError::Kind { kind: message.kind }));
+        }
+
+        #[test]
+        fn answers_survive(answer in answers(), number: u32) {
+            let message = answer.encode(number);
+            prop_assert!(message.kind < KIND_RESERVED);
+            prop_assert_eq!(id(&message), number);
+            prop_assert_eq!(Answer::decode(&message), Ok(answer));
+            prop_assert_eq!(Request::decode(&message), Err(CodecError::Kind { kind: message.kind }));
+        }
+
+        #[test]
+        fn anything_is_decoded_or_refused(kind in prop_oneof![0u8..8, 0x80u8..0x88, any::<u8>()], rest: [u8; 17]) {
+            let mut bytes = [kind; 18];
+            bytes[1..].copy_from_slice(&rest);
+            fuzz(bytes);
+            bytes[6..].fill(0);
+            fuzz(bytes);
+        }
+    }
+
+    #[test]
+    fn an_absurd_device_is_refused() {
+        let identity = |flags, args| Answer::decode(&Head { kind: IDENTITY, flags, args });
+        assert!(matches!(identity(32, [0, 0, 1, 1]), Err(CodecError::Form { .. })));
+        assert!(matches!(identity(17, [0, 0, 1, 1]), Err(CodecError::Geometry(GeometryError::Block { .. }))));
+        assert!(matches!(identity(9, [0, 0, 0, 1]), Err(CodecError::Geometry(GeometryError::Bytes { .. }))));
+        assert!(matches!(identity(9, [0, 0, 1, 0]), Err(CodecError::Geometry(GeometryError::Depth { .. }))));
+        assert!(identity(9, [0, 512, 0, 1]).is_ok());
+    }
+}

@@ -1,0 +1,382 @@
+//! The front end: a block queue whose device is at the other end of a lane.
+//!
+//! # When the device's domain dies
+//! Every request is kept, with its payload, until its answer has come. When the lane goes down nothing fails; when a
+//! successor is there, it is asked who it is, and if it is the same device (same geometry), all unfinished requests
+//! are sent again in the order of their submission. So a caller sees a pause and no more.
+//!
+//! Sending again is harmless: reads, writes, flushes and discards may be carried out twice as long as nothing else
+//! has happened to the same bytes in between, and nothing has been reported that says so: requests in flight together
+//! are unordered anyway.
+//!
+//! What was *answered* before the death stays: a completed write lies in the kernel's page cache, which does not die
+//! with the process, and a flush that is sent again to the successor covers it. Only when the machine dies are writes
+//! lost that no flush has covered, as with any disk. (This is so for devices whose content outlives their process.
+//! [`crate::backend::memory`] does not; restarting it is a new device that looks like the old.)
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use fido_core::assignment::WaitStrategy;
+use fido_core::lane::{Change, Lane, SendError};
+use fido_core::message::Head;
+use fido_core::payload::Payload;
+use fido_core::wait::Source;
+use fido_core::waiter::Waiter;
+
+use super::codec::{self, Answer, CodecError, Failure, Request, VERSION};
+use super::table::{Pending, Table};
+use crate::finished::Finished;
+use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Geometry};
+
+/// The id of the question who the device is; no request has it, its index being beyond any table.
+const IDENTIFY_ID: u32 = u32::MAX;
+
+/// Why there is no device behind a lane.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody answered.
+    #[error("lane {lane}: no block device has answered within {timeout:?}; is the domain at its other end running?")]
+    Timeout {
+        /// The lane.
+        lane: String,
+        /// How long it was waited for.
+        timeout: Duration,
+    },
+    /// The other end speaks another version of the protocol.
+    #[error(
+        "lane {lane}: the device speaks protocol version {found}, this domain {VERSION}; build both from the same release"
+    )]
+    Version {
+        /// The lane.
+        lane: String,
+        /// The device's version.
+        found: u32,
+    },
+    /// The other end is no block device, or a broken one.
+    #[error("lane {lane}: the other end is no block device: it answered with {answer}")]
+    Answer {
+        /// The lane.
+        lane: String,
+        /// What it said.
+        answer: String,
+    },
+    /// The system has no descriptor left to wait with.
+    #[error("lane {lane}: cannot wait for the device: {error}")]
+    Wait {
+        /// The lane.
+        lane: String,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+/// Where the conversation with the present back end stands.
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    /// There is none.
+    Down,
+    /// It has to be asked who it is.
+    Up,
+    /// It has been asked.
+    Asked,
+    /// It is the device we know.
+    Ready,
+    /// It is not, and every request fails.
+    Foreign(String),
+}
+
+/// A block queue over a lane.
+#[derive(Debug)]
+pub struct LinkQueue {
+    lane: Lane,
+    geometry: Geometry,
+    state: State,
+    table: Table,
+    /// Requests that the peer does not have yet, in order.
+    unsent: VecDeque<u32>,
+    finished: Finished,
+    /// `poll` has sent something that the peer may have to be woken for.
+    owed: bool,
+}
+
+impl LinkQueue {
+    /// Asks the other end of `lane` who it is, and waits for the answer (also for the peer to come up).
+    ///
+    /// # Errors
+    /// [`ConnectError`], which names the lane.
+    pub fn connect(mut lane: Lane, timeout: Duration) -> Result<Self, ConnectError> {
+        let geometry = identify(&mut lane, timeout)?;
+        let mut queue = Self {
+            lane,
+            geometry,
+            state: State::Ready,
+            table: Table::new(geometry.depth),
+            unsent: VecDeque::new(),
+            finished: Finished::default(),
+            owed: false,
+        };
+        queue.follow_changes();
+        Ok(queue)
+    }
+
+    /// The lane's name.
+    pub fn name(&self) -> &str {
+        self.lane.name()
+    }
+
+    /// Whether the device is there now. Requests may be submitted in any case.
+    pub fn is_ready(&self) -> bool {
+        self.state == State::Ready
+    }
+
+    fn follow_changes(&mut self) {
+        while let Some(change) = self.lane.change() {
+            match change {
+                Change::Down(peer) => {
+                    self.unsent = self.table.recall().into();
+                    tracing::info!(lane = self.lane.name(), %peer, unfinished = self.unsent.len(), "the disk is gone");
+                    self.state = State::Down;
+                }
+                Change::Up(peer) => {
+                    tracing::info!(lane = self.lane.name(), %peer, unfinished = self.unsent.len(), "a disk is there");
+                    self.state = State::Up;
+                }
+            }
+        }
+        if self.state == State::Up && ask(&mut self.lane) {
+            self.state = State::Asked;
+            self.owed = true;
+        }
+    }
+
+    fn receive(&mut self) {
+        // Bounded, so that a peer that talks without end cannot keep this thread.
+        for _ in 0..self.lane.slots() {
+            match self.lane.recv() {
+                None => return,
+                Some(Ok((head, payload))) => self.answered(&head, payload),
+                Some(Err(refusal)) => {
+                    self.end(codec::id(&refusal.head), Err(BlockError::Address(refusal.error.to_string())));
+                }
+            }
+        }
+    }
+
+    fn answered(&mut self, head: &Head, payload: Payload) {
+        let id = codec::id(head);
+        let answer = Answer::decode(head);
+        if id == IDENTIFY_ID && self.state == State::Asked {
+            return self.identified(answer);
+        }
+        match answer {
+            Ok(Answer::Done { len }) => self.done(id, len, payload),
+            Ok(Answer::Failed(failure)) => self.fail(id, |op| failure.into_error(op)),
+            Ok(Answer::Identity(_)) => self.fail(id, |_| BlockError::Protocol("its identity".into())),
+            Err(error) => self.fail(id, |_| BlockError::Protocol(error.to_string())),
+        }
+    }
+
+    /// The successor has said who it is.
+    fn identified(&mut self, answer: Result<Answer, CodecError>) {
+        self.state = match answer {
+            Ok(Answer::Identity(geometry)) if geometry == self.geometry => State::Ready,
+            Ok(Answer::Identity(geometry)) => {
+                State::Foreign(format!("another geometry after its restart: {geometry:?}, was {:?}", self.geometry))
+            }
+            Ok(Answer::Failed(Failure::Version { version })) => {
+                State::Foreign(format!("protocol version {version} after its restart, not {VERSION}"))
+            }
+            Ok(other) => State::Foreign(format!("{other:?} when asked who it is")),
+            Err(error) => State::Foreign(error.to_string()),
+        };
+        if let State::Foreign(reason) = &self.state {
+            tracing::error!(lane = self.lane.name(), %reason, "not the disk that was there before");
+            while let Some(wire) = self.unsent.pop_front() {
+                if let Some(pending) = self.table.remove(wire) {
+                    self.finished.push(pending.id, Err(BlockError::Protocol(reason.clone())));
+                }
+            }
+        }
+    }
+
+    fn done(&mut self, wire: u32, len: u32, payload: Payload) {
+        let expected = match self.sent(wire).map(|pending| &pending.op) {
+            Some(BlockOp::Read { len, .. }) => *len,
+            Some(_) => 0,
+            None => return self.unknown(wire),
+        };
+        let result = if len == expected && payload.len() == u64::from(expected) {
+            Ok(payload)
+        } else {
+            self.lane.memory().stats().refusals.add(1);
+            let found = payload.len();
+            Err(BlockError::Protocol(format!("{found} bytes (announced: {len}), not {expected}")))
+        };
+        self.end(wire, result);
+    }
+
+    fn fail(&mut self, wire: u32, error: impl FnOnce(&BlockOp) -> BlockError) {
+        match self.sent(wire).map(|pending| error(&pending.op)) {
+            Some(error) => self.end(wire, Err(error)),
+            None => self.unknown(wire),
+        }
+    }
+
+    fn end(&mut self, wire: u32, result: Result<Payload, BlockError>) {
+        if self.sent(wire).is_none() {
+            return self.unknown(wire);
+        }
+        if let Some(pending) = self.table.remove(wire) {
+            self.finished.push(pending.id, result);
+        }
+    }
+
+    /// The request with that id, if the peer has it.
+    fn sent(&mut self, wire: u32) -> Option<&mut Pending> {
+        self.table.get_mut(wire).filter(|pending| pending.sent)
+    }
+
+    fn unknown(&self, wire: u32) {
+        self.lane.memory().stats().refusals.add(1);
+        tracing::warn!(lane = self.lane.name(), id = wire, "an answer to what was not asked");
+    }
+
+    fn send_unsent(&mut self) {
+        if self.state != State::Ready {
+            return;
+        }
+        while let Some(wire) = self.unsent.pop_front() {
+            let Some(pending) = self.table.get_mut(wire) else { continue };
+            let head = Request::of(&pending.op, self.geometry.block).encode(wire);
+            let payload = match &pending.op {
+                BlockOp::Write { data, .. } => data.clone(),
+                _ => Payload::new(),
+            };
+            let error = match self.lane.send(head, payload) {
+                Ok(()) => {
+                    pending.sent = true;
+                    self.owed = true;
+                    continue;
+                }
+                Err(SendError::Full(_) | SendError::Down(_)) => return self.unsent.push_front(wire),
+                Err(SendError::Address(error)) => BlockError::Address(error.to_string()),
+                Err(SendError::Heap(_)) => BlockError::NoBuffer,
+                // Neither can be: the request's size has been checked, and the kinds are ours.
+                Err(error @ (SendError::TooManySegments(_) | SendError::ReservedKind(_))) => {
+                    BlockError::Protocol(error.to_string())
+                }
+            };
+            if let Some(pending) = self.table.remove(wire) {
+                self.finished.push(pending.id, Err(error));
+            }
+        }
+    }
+}
+
+impl BlockQueue for LinkQueue {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn submit(&mut self, id: u64, op: BlockOp) -> Result<(), Busy> {
+        if self.table.len() + self.finished.len() >= self.geometry.depth as usize {
+            return Err(Busy(op));
+        }
+        if let State::Foreign(reason) = &self.state {
+            self.finished.push(id, Err(BlockError::Protocol(reason.clone())));
+        } else if let Err(error) = self.geometry.check(&op) {
+            self.finished.push(id, Err(error));
+        } else {
+            self.unsent.push_back(self.table.insert(id, op).map_err(Busy)?);
+            self.send_unsent();
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self) -> Option<BlockCompletion> {
+        if self.finished.is_empty() {
+            self.owed = false;
+            self.follow_changes();
+            self.receive();
+            self.send_unsent();
+            if self.owed {
+                self.lane.flush();
+            }
+        }
+        self.finished.pop()
+    }
+
+    fn flush_submissions(&mut self) {
+        self.lane.flush();
+    }
+}
+
+impl Source for LinkQueue {
+    fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.lane.wake_fd()
+    }
+
+    fn edge_triggered(&self) -> bool {
+        self.lane.edge_triggered()
+    }
+
+    fn arm(&mut self) {
+        self.lane.arm();
+    }
+
+    fn ready(&mut self) -> bool {
+        !self.finished.is_empty() || self.lane.ready()
+    }
+
+    fn disarm(&mut self) {
+        self.lane.disarm();
+    }
+}
+
+/// Asks the peer who it is. Returns whether the question could be sent.
+fn ask(lane: &mut Lane) -> bool {
+    lane.send(Request::Identify { version: VERSION }.encode(IDENTIFY_ID), Payload::new()).is_ok()
+}
+
+/// Asks whoever is or comes at the other end, and waits for the answer.
+fn identify(lane: &mut Lane, timeout: Duration) -> Result<Geometry, ConnectError> {
+    let name = lane.name().to_owned();
+    let wait_error = |error| ConnectError::Wait { lane: name.clone(), error };
+    let mut waiter = Waiter::new(WaitStrategy::Sleep).map_err(wait_error)?;
+    let start = Instant::now();
+    let mut asked = false;
+    loop {
+        while let Some(change) = lane.change() {
+            // A peer that comes, or comes back, has to be asked (again).
+            asked &= !matches!(change, Change::Up(_) | Change::Down(_));
+        }
+        asked = asked || lane.is_up() && ask(lane);
+        lane.flush();
+        match lane.recv() {
+            Some(Ok((head, _))) => return identity(&name, &head),
+            Some(Err(refusal)) => return Err(ConnectError::Answer { lane: name, answer: refusal.error.to_string() }),
+            None => {
+                let left = timeout.saturating_sub(start.elapsed());
+                if left.is_zero() {
+                    return Err(ConnectError::Timeout { lane: name, timeout });
+                }
+                waiter.idle(&mut [lane], Some(left)).map_err(wait_error)?;
+            }
+        }
+    }
+}
+
+fn identity(lane: &str, head: &Head) -> Result<Geometry, ConnectError> {
+    let wrong = |answer: String| ConnectError::Answer { lane: lane.to_owned(), answer };
+    match Answer::decode(head) {
+        Ok(Answer::Identity(geometry)) if codec::id(head) == IDENTIFY_ID => Ok(geometry),
+        Ok(Answer::Failed(Failure::Version { version })) => {
+            Err(ConnectError::Version { lane: lane.to_owned(), found: version })
+        }
+        Ok(other) => Err(wrong(format!("{other:?}"))),
+        Err(error) => Err(wrong(error.to_string())),
+    }
+}

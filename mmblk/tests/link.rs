@@ -1,0 +1,490 @@
+//! The link against the conformance suite, over both transports; and what happens when one side dies.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use common::{GEOMETRY, PATIENCE, Rig, completions, conforms, follows_the_model, pattern, payload, steps};
+use fido_core::addr::{GlobalAddr, Segment};
+use fido_core::assignment::{Transport, WaitStrategy};
+use fido_core::lane::Lane;
+use fido_core::memory::Memory;
+use fido_core::message::Head;
+use fido_core::payload::Payload;
+use fido_core::testing::{TestLink, lane_pair, test_domain};
+use fido_core::waiter::Waiter;
+use mmblk::backend::file::{FileDevice, FileOptions, FileQueue};
+use mmblk::backend::memory::MemoryDevice;
+use mmblk::blocking::{Blocking, Copied};
+use mmblk::link::back::BackEnd;
+use mmblk::link::codec::{self, Answer, Failure, Request};
+use mmblk::link::front::{ConnectError, LinkQueue};
+use mmblk::queue::{BlockError, BlockOp, BlockQueue, Geometry};
+use proptest::prelude::*;
+
+/// A back end in a thread of its own, until it is dropped.
+struct Served {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Served {
+    fn new<Q: BlockQueue + Send + 'static>(mut back: BackEnd<Q>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut waiter = Waiter::new(WaitStrategy::Sleep).unwrap();
+            while !stopped.load(Ordering::Relaxed) {
+                if back.poll() {
+                    waiter.busy();
+                } else {
+                    back.flush();
+                    waiter.idle(&mut back.sources(), Some(Duration::from_millis(20))).unwrap();
+                }
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+fn memory_device() -> MemoryDevice {
+    MemoryDevice::new(GEOMETRY).unwrap()
+}
+
+fn file_device(dir: &tempfile::TempDir) -> FileDevice {
+    let options = FileOptions {
+        create_bytes: Some(GEOMETRY.bytes),
+        block: GEOMETRY.block,
+        depth: GEOMETRY.depth,
+        ..FileOptions::new(dir.path().join("image"))
+    };
+    FileDevice::open(&options).unwrap()
+}
+
+fn connect(lane: Lane) -> LinkQueue {
+    LinkQueue::connect(lane, PATIENCE).unwrap()
+}
+
+/// A queue over a link whose rings have `slots` slots, to what `serve` makes of the other end.
+fn over_link(slots: u32, transport: Transport, serve: impl FnOnce(Lane) -> Served) -> Rig<LinkQueue> {
+    let (link, a, b) = TestLink::new(slots, transport);
+    let third = test_domain(16 << 20);
+    link.add_window(&third);
+    let (memory, device) = (a.memory().clone(), b.memory().clone());
+    let served = serve(b);
+    let copies = if transport == Transport::Copying { 2 } else { 0 };
+    let keep = Box::new(served);
+    Rig { queue: connect(a), memory, peer: third.memory, device, stores: true, copies, keep }
+}
+
+fn over_memory(slots: u32, transport: Transport) -> Rig<LinkQueue> {
+    over_link(slots, transport, |lane| {
+        let queue = memory_device().queue(lane.memory().clone()).unwrap();
+        Served::new(BackEnd::new(lane, queue))
+    })
+}
+
+fn over_file(transport: Transport) -> Rig<LinkQueue> {
+    over_link(64, transport, |lane| {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = file_device(&dir).queue(lane.memory().clone()).unwrap();
+        // The image's name goes with the directory; the image itself lives as long as it is open.
+        Served::new(BackEnd::new(lane, queue))
+    })
+}
+
+#[test]
+fn memory_over_a_link_conforms() {
+    conforms(|| over_memory(64, Transport::Pointer));
+}
+
+#[test]
+fn memory_over_a_link_of_four_slots_conforms() {
+    conforms(|| over_memory(4, Transport::Pointer));
+}
+
+#[test]
+fn memory_over_a_copying_link_conforms() {
+    conforms(|| over_memory(64, Transport::Copying));
+}
+
+#[test]
+fn file_over_a_link_conforms() {
+    conforms(|| over_file(Transport::Pointer));
+}
+
+#[test]
+fn file_over_a_copying_link_conforms() {
+    conforms(|| over_file(Transport::Copying));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn memory_over_a_link_follows_the_model(steps in steps()) {
+        follows_the_model(&mut over_memory(8, Transport::Pointer), &steps);
+    }
+
+    #[test]
+    fn file_over_a_link_follows_the_model(steps in steps()) {
+        follows_the_model(&mut over_file(Transport::Pointer), &steps);
+    }
+}
+
+#[test]
+fn the_blocking_face_over_a_link() {
+    let Rig { queue, memory, keep, .. } = over_file(Transport::Pointer);
+    let mut disk = Blocking::new(queue, memory.clone(), Waiter::new(WaitStrategy::Adaptive).unwrap());
+    let bytes = pattern(3, 5 << 20);
+    disk.write_from(512, &bytes, false, Copied::Metadata).unwrap();
+    disk.flush().unwrap();
+    let mut found = vec![0; bytes.len()];
+    disk.read_into(512, &mut found, Copied::Metadata).unwrap();
+    assert!(found == bytes);
+    assert_eq!(memory.stats().snapshot().payload_bytes_copied, 0);
+    drop((disk, keep));
+}
+
+#[test]
+fn nobody_there_is_an_error_in_time() {
+    let (a, _b) = lane_pair(8, Transport::Pointer);
+    let error = LinkQueue::connect(a, Duration::from_millis(50)).unwrap_err();
+    assert!(matches!(error, ConnectError::Timeout { .. }) && error.to_string().contains("test[0]"), "{error}");
+}
+
+#[test]
+fn a_device_that_answers_nonsense_is_refused() {
+    let impossible = Head { flags: 31, ..Answer::Identity(GEOMETRY).encode(u32::MAX) };
+    for answer in [impossible, Answer::Done { len: 0 }.encode(u32::MAX), Answer::Identity(GEOMETRY).encode(5)] {
+        let (a, mut b) = lane_pair(8, Transport::Pointer);
+        b.send(answer, Payload::new()).unwrap();
+        b.flush();
+        assert!(matches!(LinkQueue::connect(a, PATIENCE), Err(ConnectError::Answer { .. })), "{answer:?}");
+    }
+    let (a, mut b) = lane_pair(8, Transport::Pointer);
+    b.send(Answer::Failed(Failure::Version { version: 9 }).encode(u32::MAX), Payload::new()).unwrap();
+    assert!(matches!(LinkQueue::connect(a, PATIENCE), Err(ConnectError::Version { found: 9, .. })));
+}
+
+/// A front end whose device the test itself plays.
+fn played(geometry: Geometry) -> (TestLink, LinkQueue, Lane) {
+    let (link, a, mut b) = TestLink::new(16, Transport::Pointer);
+    b.send(Answer::Identity(geometry).encode(u32::MAX), Payload::new()).unwrap();
+    let queue = connect(a);
+    let (head, _) = b.recv().unwrap().unwrap();
+    assert_eq!(Request::decode(&head), Ok(Request::Identify { version: codec::VERSION }));
+    (link, queue, b)
+}
+
+fn next_request(lane: &mut Lane) -> (u32, Request, Payload) {
+    let (head, data) = lane.recv().expect("a request").unwrap();
+    (codec::id(&head), Request::decode(&head).unwrap(), data)
+}
+
+#[test]
+fn answers_that_make_no_sense_end_only_their_request() {
+    let (_link, mut queue, mut device) = played(GEOMETRY);
+    let memory = device.memory().clone();
+    let wild = Segment::new(GlobalAddr::new(memory.id(), memory.arena().len()).unwrap(), 512);
+    let mut nowhere = Payload::new();
+    nowhere.push(wild, None);
+    let short = payload(&memory, &[0; 511]);
+    let protocol = |error: &BlockError| matches!(error, BlockError::Protocol(_));
+    let address = |error: &BlockError| matches!(error, BlockError::Address(_));
+    type Check = fn(&BlockError) -> bool;
+    let cases: [(Head, Payload, Check); 6] = [
+        (Answer::Done { len: 512 }.encode(0), Payload::new(), protocol),
+        (Answer::Done { len: 512 }.encode(0), short.clone(), protocol),
+        (Answer::Done { len: 511 }.encode(0), short, protocol),
+        (Answer::Done { len: 512 }.encode(0), nowhere, address),
+        (Answer::Identity(GEOMETRY).encode(0), Payload::new(), protocol),
+        (Head { kind: 0x42, flags: 1, args: [0; 4] }, Payload::new(), protocol),
+    ];
+    for (mut head, data, check) in cases {
+        assert!(queue.submit(1, BlockOp::Read { offset: 0, len: 512 }).is_ok());
+        let (id, ..) = next_request(&mut device);
+        head.args[0] = id;
+        device.send(head, data).unwrap();
+        let error = completions(&mut queue, 1).pop().unwrap().result.unwrap_err();
+        assert!(check(&error), "{head:?}: {error}");
+    }
+}
+
+#[test]
+fn an_unknown_or_second_answer_is_counted_and_ignored() {
+    let (link, mut queue, mut device) = played(GEOMETRY);
+    let refusals = || link.a().memory.stats().refusals.get();
+    let before = refusals();
+    assert!(queue.submit(1, BlockOp::Flush).is_ok());
+    let (id, ..) = next_request(&mut device);
+    for wrong in [id ^ 1, id ^ 1 << 16, 0, 77] {
+        device.send(Answer::Done { len: 0 }.encode(wrong), Payload::new()).unwrap();
+    }
+    device.send(Answer::Done { len: 0 }.encode(id), Payload::new()).unwrap();
+    device.send(Answer::Done { len: 0 }.encode(id), Payload::new()).unwrap();
+    assert_eq!(completions(&mut queue, 1).pop().unwrap().id, 1);
+    assert!(queue.poll().is_none());
+    assert_eq!(refusals() - before, 5);
+}
+
+#[test]
+fn unfinished_requests_go_to_the_successor_in_order() {
+    let (mut link, mut queue, mut device) = played(GEOMETRY);
+    let memory = link.a().memory.clone();
+    for id in 0..4u8 {
+        let data = payload(&memory, &[id; 512]);
+        assert!(queue.submit(id.into(), BlockOp::Write { offset: 0, data, durable: false }).is_ok());
+    }
+    queue.flush_submissions();
+    let requests: Vec<_> = (0..4).map(|_| next_request(&mut device)).collect();
+    device.send(Answer::Done { len: 0 }.encode(requests[1].0), Payload::new()).unwrap();
+    drop(requests);
+    assert_eq!(completions(&mut queue, 1).pop().unwrap().id, 1);
+    link.kill_b();
+    drop(device);
+    assert!(queue.poll().is_none());
+    assert!(!queue.is_ready());
+    assert!(queue.submit(4, BlockOp::Flush).is_ok(), "requests are taken meanwhile");
+    let mut device = link.restart_b();
+    assert!(queue.poll().is_none());
+    while device.change().is_some() {}
+    assert!(queue.poll().is_none());
+    assert!(matches!(next_request(&mut device).1, Request::Identify { .. }));
+    assert!(device.recv().is_none(), "nothing before it is known to be the same device");
+    device.send(Answer::Identity(GEOMETRY).encode(u32::MAX), Payload::new()).unwrap();
+    assert!(queue.poll().is_none());
+    for expected in [0u8, 2, 3] {
+        let (id, request, data) = next_request(&mut device);
+        assert!(matches!(request, Request::Write { offset: 0, len: 512, durable: false }));
+        let mut found = [9; 512];
+        device.memory().read_header(&data, 0, &mut found).unwrap();
+        assert_eq!(found, [expected; 512]);
+        device.send(Answer::Done { len: 0 }.encode(id), Payload::new()).unwrap();
+    }
+    let (id, request, _) = next_request(&mut device);
+    assert_eq!(request, Request::Flush);
+    device.send(Answer::Done { len: 0 }.encode(id), Payload::new()).unwrap();
+    let ids: Vec<u64> = completions(&mut queue, 4).iter().map(|c| c.id).collect();
+    assert_eq!(ids, [0, 2, 3, 4]);
+}
+
+#[test]
+fn another_device_gets_nothing() {
+    let (mut link, mut queue, mut device) = played(GEOMETRY);
+    assert!(queue.submit(1, BlockOp::Flush).is_ok());
+    drop(next_request(&mut device));
+    link.kill_b();
+    drop(device);
+    assert!(queue.poll().is_none());
+    let mut device = link.restart_b();
+    assert!(queue.poll().is_none());
+    while device.change().is_some() {}
+    let other = Geometry { bytes: GEOMETRY.bytes * 2, ..GEOMETRY };
+    device.send(Answer::Identity(other).encode(u32::MAX), Payload::new()).unwrap();
+    assert!(matches!(completions(&mut queue, 1)[0].result, Err(BlockError::Protocol(_))));
+    assert!(queue.submit(2, BlockOp::Flush).is_ok());
+    assert!(matches!(completions(&mut queue, 1)[0].result, Err(BlockError::Protocol(_))));
+    // The right one comes back after all.
+    let dead = device;
+    link.kill_b();
+    drop(dead);
+    assert!(queue.poll().is_none());
+    let mut device = link.restart_b();
+    assert!(queue.poll().is_none());
+    while device.change().is_some() {}
+    device.send(Answer::Identity(GEOMETRY).encode(u32::MAX), Payload::new()).unwrap();
+    assert!(queue.poll().is_none());
+    assert!(queue.is_ready());
+}
+
+#[test]
+fn a_disk_dies_under_load_and_nothing_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut link, a, b) = TestLink::new(64, Transport::Pointer);
+    let memory = a.memory().clone();
+    let serve = |lane: Lane| {
+        let queue = file_device(&dir).queue(lane.memory().clone()).unwrap();
+        Served::new(BackEnd::new(lane, queue))
+    };
+    let mut served = serve(b);
+    let mut queue = connect(a);
+    let mut done = 0;
+    for round in 0..5u64 {
+        for id in 0..u64::from(GEOMETRY.depth) {
+            let number = round * u64::from(GEOMETRY.depth) + id;
+            let data = payload(&memory, &pattern(number, 64 << 10));
+            assert!(queue.submit(number, BlockOp::Write { offset: number << 16, data, durable: false }).is_ok());
+        }
+        queue.flush_submissions();
+        // At any moment: some requests are done, some are in the ring, some are in the kernel.
+        std::thread::sleep(Duration::from_micros(round * 300));
+        drop(served);
+        link.kill_b();
+        served = serve(link.restart_b());
+        for completion in completions(&mut queue, GEOMETRY.depth as usize) {
+            completion.result.unwrap();
+            done += 1;
+        }
+    }
+    assert_eq!(done, 40);
+    let mut disk = Blocking::new(queue, memory, Waiter::new(WaitStrategy::Sleep).unwrap());
+    let mut found = vec![0; 64 << 10];
+    for number in 0..done {
+        disk.read_into(number << 16, &mut found, Copied::Metadata).unwrap();
+        assert!(found == pattern(number, 64 << 10), "write {number}");
+    }
+    drop(served);
+}
+
+/// Polls until it is so.
+fn until(mut what: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !what() {
+        assert!(Instant::now() < deadline, "it did not come");
+        std::thread::yield_now();
+    }
+}
+
+/// A back end whose user dies with requests of all kinds under way; side a is the device here.
+fn bereaved(dir: &tempfile::TempDir) -> (TestLink, BackEnd<FileQueue>) {
+    let (link, lane, mut user) = TestLink::new(64, Transport::Pointer);
+    let queue = file_device(dir).queue(link.a().memory.clone()).unwrap();
+    let mut back = BackEnd::new(lane, queue);
+    for id in 0..4 {
+        let data = payload(user.memory(), &pattern(id.into(), 512));
+        user.send(Request::Write { offset: 512 * u64::from(id), len: 512, durable: false }.encode(id), data).unwrap();
+        user.send(Request::Read { offset: 0, len: 1 << 20 }.encode(10 + id), Payload::new()).unwrap();
+    }
+    user.flush();
+    back.poll();
+    link.kill_b();
+    (link, back)
+}
+
+#[test]
+fn a_back_end_serves_its_users_successor() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut link, mut back) = bereaved(&dir);
+    let mut user = link.restart_b();
+    until(|| {
+        back.poll();
+        back.flush();
+        user.change().is_some()
+    });
+    user.send(Request::Identify { version: codec::VERSION }.encode(u32::MAX), Payload::new()).unwrap();
+    user.send(Request::Read { offset: 0, len: 512 }.encode(1), Payload::new()).unwrap();
+    user.flush();
+    let mut answers = Vec::new();
+    until(|| {
+        back.poll();
+        back.flush();
+        while let Some(answer) = user.recv() {
+            answers.push(answer.unwrap().0);
+        }
+        answers.len() >= 2
+    });
+    assert_eq!(answers, [Answer::Identity(GEOMETRY).encode(u32::MAX), Answer::Done { len: 512 }.encode(1)]);
+}
+
+#[test]
+fn a_back_end_lets_go_of_a_dead_user() {
+    let dir = tempfile::tempdir().unwrap();
+    let (link, mut back) = bereaved(&dir);
+    until(|| {
+        back.poll();
+        back.flush();
+        link.a_passes.count() == 1
+    });
+    link.fence_b();
+    until(|| {
+        back.poll();
+        back.flush();
+        link.a().memory.heap().used() == 0
+    });
+}
+
+fn ask(back: &mut BackEnd<FileQueue>, user: &mut Lane, head: Head, data: Payload) -> Answer {
+    user.send(head, data).unwrap();
+    user.flush();
+    let mut answer = None;
+    until(|| {
+        back.poll();
+        back.flush();
+        answer = user.recv();
+        answer.is_some()
+    });
+    let (got, _) = answer.unwrap().unwrap();
+    assert_eq!(codec::id(&got), codec::id(&head));
+    Answer::decode(&got).unwrap()
+}
+
+#[test]
+fn malformed_requests_are_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let (lane, mut user) = lane_pair(16, Transport::Pointer);
+    let queue = file_device(&dir).queue(lane.memory().clone()).unwrap();
+    let mut back = BackEnd::new(lane, queue);
+    let memory: Memory = user.memory().clone();
+    let block = || payload(&memory, &[1; 512]);
+    let mut nowhere = Payload::new();
+    nowhere.push(Segment::new(GlobalAddr::from_bits(u64::MAX), 512), None);
+    let write = |offset, len| Request::Write { offset, len, durable: false }.encode(7);
+    let cases = [
+        (Head { kind: 0x42, flags: 0, args: [7; 4] }, Payload::new(), Failure::Protocol),
+        (Head { kind: 2, flags: 9, args: [7; 4] }, Payload::new(), Failure::Protocol),
+        (write(0, 512), Payload::new(), Failure::Protocol),
+        (write(0, 1024), block(), Failure::Protocol),
+        (Request::Flush.encode(7), block(), Failure::Protocol),
+        (write(0, 512), nowhere, Failure::Address),
+        (write(1, 512), block(), Failure::Misaligned),
+        (write(u64::MAX - 511, 512), block(), Failure::OutOfRange),
+        (Request::Read { offset: 0, len: u32::MAX }.encode(7), Payload::new(), Failure::Size),
+        (
+            Request::Discard { block: (1 << 48) - 1, blocks: (1 << 48) - 1 }.encode(7),
+            Payload::new(),
+            Failure::OutOfRange,
+        ),
+        (Request::Identify { version: 2 }.encode(7), Payload::new(), Failure::Version { version: 1 }),
+    ];
+    for (head, data, failure) in cases {
+        assert_eq!(ask(&mut back, &mut user, head, data), Answer::Failed(failure), "{head:?}");
+    }
+    assert_eq!(ask(&mut back, &mut user, write(0, 512), block()), Answer::Done { len: 0 });
+}
+
+#[test]
+fn a_front_end_beyond_the_depth_is_served_all_the_same() {
+    let (lane, mut user) = lane_pair(128, Transport::Pointer);
+    let queue = memory_device().queue(lane.memory().clone()).unwrap();
+    let mut back = BackEnd::new(lane, queue);
+    for id in 0..128 {
+        user.send(Request::Read { offset: 0, len: 512 }.encode(id), Payload::new()).unwrap();
+    }
+    let mut answered = Vec::new();
+    until(|| {
+        back.poll();
+        back.flush();
+        while let Some(answer) = user.recv() {
+            answered.push(codec::id(&answer.unwrap().0));
+        }
+        user.flush();
+        answered.len() == 128
+    });
+    assert_eq!(answered, (0..128).collect::<Vec<_>>());
+    assert!(!back.sources()[1].ready());
+}
