@@ -19,6 +19,8 @@ pub mod conformance;
 #[cfg(not(loom))]
 pub mod domain;
 #[cfg(not(loom))]
+pub mod fuzzing;
+#[cfg(not(loom))]
 pub mod heap;
 #[cfg(not(loom))]
 pub mod lane;
