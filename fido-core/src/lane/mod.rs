@@ -100,10 +100,8 @@ pub struct Lane {
     backlog: VecDeque<Result<(Head, Payload), Refusal>>,
     /// What was on loan to dead incarnations.
     quarantine: Vec<(DomainId, Vec<Payload>)>,
-    /// A send found no room. Forgotten after each wait: whoever still wants room tries again then.
+    /// A send found no room.
     wants_room: bool,
-    /// A loan has ended since the last wait: who lacked memory or tags may have looked before that.
-    eased: bool,
     /// A received copy found no room in the heap.
     wants_heap: bool,
     tags: Vec<u16>,
@@ -130,7 +128,6 @@ impl Lane {
             backlog: VecDeque::new(),
             quarantine: Vec::new(),
             wants_room: false,
-            eased: false,
             wants_heap: false,
             tags: Vec::new(),
             counts: Counts::default(),
@@ -162,8 +159,8 @@ impl Lane {
         self.session.as_ref().map_or(0, |session| session.loans.len())
     }
 
-    /// The next change of the peer, each reported once. Messages of a session come only after its `Up` was taken from
-    /// here.
+    /// The next change of the peer, each reported once. Messages of a session come, and are taken, only after its `Up`
+    /// was taken from here.
     pub fn change(&mut self) -> Option<Change> {
         self.follow_news();
         self.changes.pop_front()
@@ -172,9 +169,13 @@ impl Lane {
     /// Publishes a message and lends its payload. Call [`Lane::flush`] after a batch.
     ///
     /// # Errors
-    /// [`SendError`], with the payload where it can be sent later or elsewhere.
+    /// [`SendError`], with the payload where it can be sent later or elsewhere. While a change has not been taken the
+    /// lane is down: whoever does not know yet that the peer is another one means the old one.
     pub fn send(&mut self, head: Head, payload: Payload) -> Result<(), SendError> {
         self.follow_news();
+        if !self.changes.is_empty() {
+            return Err(SendError::Down(payload));
+        }
         let Some(session) = self.session.as_mut().filter(|session| session.is_up) else {
             return Err(SendError::Down(payload));
         };
@@ -282,10 +283,7 @@ impl Lane {
             match news {
                 News::Up(peer, ringer) => self.begin_session(peer, ringer),
                 News::Died(peer) => self.peer_died(peer),
-                News::Fenced(peer) => {
-                    self.quarantine.retain(|(dead, _)| *dead != peer);
-                    self.eased = true;
-                }
+                News::Fenced(peer) => self.quarantine.retain(|(dead, _)| *dead != peer),
             }
         }
         if let Some(session) = self.session.as_mut().filter(|session| !session.is_up)
@@ -407,7 +405,7 @@ impl Source for Lane {
     }
 
     fn ready(&mut self) -> bool {
-        if self.eased || self.setup.mailbox.has_news() || !self.changes.is_empty() {
+        if self.setup.mailbox.has_news() || !self.changes.is_empty() {
             return true;
         }
         if !self.backlog.is_empty() && !self.wants_heap {
@@ -423,8 +421,9 @@ impl Source for Lane {
     }
 
     fn disarm(&mut self) {
+        // Whoever still wants room tries again now and says so again. A wish that nobody has any more would keep the
+        // lane ready for ever.
         self.wants_room = false;
-        self.eased = false;
         if let Some(session) = self.session.as_mut() {
             session.returns.set_sleeping(false);
             session.disarm();

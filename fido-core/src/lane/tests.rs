@@ -118,6 +118,24 @@ fn a_full_ring_gives_the_payload_back_and_credit_makes_room() {
 }
 
 #[test]
+fn a_wish_for_room_that_is_given_up_does_not_keep_the_lane_awake() {
+    let (mut a, mut b) = lane_pair(4, Transport::Pointer);
+    while a.send(head(1), Payload::new()).is_ok() {}
+    a.arm();
+    assert!(!a.ready());
+    a.disarm();
+    assert!(matches!(a.send(head(1), Payload::new()), Err(SendError::Full(_))));
+    while b.recv().is_some() {}
+    b.flush();
+    b.arm();
+    a.arm();
+    assert!(a.ready(), "there is room now");
+    a.disarm();
+    a.arm();
+    assert!(!a.ready(), "and nobody wants it");
+}
+
+#[test]
 fn returns_take_effect_although_nothing_is_received() {
     let (mut a, mut b) = lane_pair(8, Transport::Pointer);
     let payload = bytes(a.memory(), b"x");
@@ -188,6 +206,24 @@ fn a_dead_peers_loans_wait_for_the_fence() {
     assert_eq!(a.change(), None);
     // `fence_b` names b's present incarnation; the dead one's loans stay.
     assert_eq!(a.quarantined(), 1);
+}
+
+#[test]
+fn a_message_for_the_dead_does_not_reach_the_successor() {
+    let (mut link, mut a, b) = TestLink::new(8, Transport::Pointer);
+    drop(b);
+    link.kill_b();
+    let mut b = link.restart_b();
+    assert_eq!(b.change(), None);
+    // The sender has taken neither that the old one is dead nor that there is a new one.
+    for changes in 0..2 {
+        assert!(matches!(a.send(head(1), Payload::new()), Err(SendError::Down(_))), "{changes} changes taken");
+        assert!(a.change().is_some());
+    }
+    a.send(head(2), Payload::new()).unwrap();
+    a.flush();
+    assert!(b.change().is_some());
+    assert_eq!(received(&mut b).0.kind, 2);
 }
 
 #[test]
@@ -275,51 +311,4 @@ fn a_dropped_lane_still_passes_the_fence() {
     assert_eq!(link.a_passes.count(), 0);
     drop(payload);
     assert_eq!(link.a_passes.count(), 1);
-}
-
-/// Whether a thread that waits for the lane now would find something to do instead of sleeping.
-fn stays_awake(lane: &mut Lane) -> bool {
-    lane.arm();
-    let ready = lane.ready();
-    lane.disarm();
-    ready
-}
-
-#[test]
-fn a_return_that_flush_finds_keeps_its_thread_awake_once() {
-    let (mut a, mut b) = lane_pair(8, Transport::Pointer);
-    let payload = bytes(a.memory(), b"memory that somebody lacks");
-    a.send(head(1), payload).unwrap();
-    drop(received(&mut b));
-    b.flush();
-    assert!(stays_awake(&mut a), "a message is there");
-    a.flush();
-    assert_eq!(a.loans(), 0);
-    assert!(stays_awake(&mut a), "who looked for memory before the flush has to look again");
-    assert!(!stays_awake(&mut a), "once");
-}
-
-#[test]
-fn memory_behind_a_fence_keeps_its_thread_awake_once() {
-    let (link, mut a, _b) = TestLink::new(8, Transport::Pointer);
-    let payload = bytes(a.memory(), b"x");
-    a.send(head(1), payload).unwrap();
-    link.kill_b();
-    while a.change().is_some() {}
-    assert!(!stays_awake(&mut a));
-    link.fence_b();
-    a.flush();
-    assert!(stays_awake(&mut a) && !stays_awake(&mut a));
-}
-
-#[test]
-fn a_wish_for_room_that_nobody_has_any_more_does_not_keep_its_thread_awake() {
-    let (mut a, mut b) = lane_pair(4, Transport::Pointer);
-    while a.send(head(1), Payload::new()).is_ok() {}
-    assert!(!stays_awake(&mut a), "no room");
-    assert!(matches!(a.send(head(1), Payload::new()), Err(SendError::Full(_))));
-    while b.recv().is_some() {}
-    b.flush();
-    assert!(stays_awake(&mut a), "room");
-    assert!(!stays_awake(&mut a), "nobody asked for it again");
 }
