@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::lease::{Account, Lease};
 use super::{Limits, socket};
 use crate::stream::MAX_QUEUED_BYTES;
+use crate::stream::rescue::{rescue_parts, same_hold};
 
 /// A connection's first buffer: thousands of clients with small requests shall not need thousands of big buffers.
 const FIRST_BUFFER_BYTES: usize = 16 << 10;
@@ -75,6 +76,8 @@ pub(super) struct Connection {
     pub(super) in_keeping: bool,
     queue: VecDeque<Part>,
     queued: u64,
+    /// Whose bytes were sent under the hold of the queue's front.
+    sent_of_front: Vec<DomainId>,
     /// A send was refused: say when there is room.
     pub(super) wants_room: bool,
     /// The other end sends no more.
@@ -101,6 +104,7 @@ impl Connection {
             in_keeping: false,
             queue: VecDeque::new(),
             queued: 0,
+            sent_of_front: Vec::new(),
             wants_room: false,
             peer_finished: false,
             finishing: false,
@@ -273,28 +277,25 @@ impl Connection {
                 return;
             }
             count -= len;
-            self.queue.pop_front();
+            let Some(sent) = self.queue.pop_front() else { return };
+            if !self.queue.front().is_some_and(|front| same_hold(front, &sent)) {
+                self.sent_of_front.clear();
+            } else if !self.sent_of_front.contains(&sent.segment.addr.domain()) {
+                self.sent_of_front.push(sent.segment.addr.domain());
+            }
         }
     }
 
-    /// Copies what is queued and lies in `dead`'s arena into own buffers.
+    /// Copies into own buffers what is queued and keeps something of `dead`'s alive.
     pub(super) fn rescue(&mut self, dead: DomainId, memory: &Memory) -> Result<(), CopyError> {
-        for part in &mut self.queue {
-            if part.segment.addr.domain() == dead {
-                let mut frozen = Payload::new();
-                frozen.push(part.segment, part.hold.clone());
-                if let Some(copy) = memory.copy_in(&frozen)? {
-                    *part = Part { segment: copy.segment(), hold: Some(Arc::new(copy)) };
-                }
-            }
-        }
-        Ok(())
+        rescue_parts(&mut self.queue, self.sent_of_front.contains(&dead), dead, memory)
     }
 
     /// Closes the socket and lets go of everything; true if it was open until now.
     pub(super) fn close(&mut self, reset: bool, memory: &Memory) -> bool {
         self.queue.clear();
         self.queued = 0;
+        self.sent_of_front.clear();
         self.filling = None;
         self.readable = false;
         self.wants_room = false;

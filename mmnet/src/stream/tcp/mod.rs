@@ -21,12 +21,12 @@
 
 mod connection;
 mod lease;
+mod limits;
 mod socket;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
-use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -41,10 +41,11 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 
-use super::slab::{MAX_CONNECTIONS, Slab};
+use super::slab::Slab;
 use super::{SendError, StreamEvent, StreamId, StreamPort};
 use connection::{Connection, Received, Sent};
 use lease::{Account, Waker};
+pub use limits::{BindError, Limits};
 pub use socket::raise_file_limit;
 
 /// Names in the epoll set that no connection has: those are 32 bits.
@@ -59,97 +60,6 @@ const TURN: usize = 64;
 const KEEPERS: usize = 32;
 /// When to try again what nobody wakes us for: buffers that somebody else freed, file descriptors.
 const RETRY_NANOS: i64 = 10_000_000;
-
-/// What one port may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Connections at a time, 1 to 65536; further ones wait in the kernel's backlog until one closes.
-    pub connections: usize,
-    /// Bytes of one connection on loan before it is not read any more. As loans are counted by whole buffers, a
-    /// reader that collects records needs its largest record plus two buffers.
-    pub receive_bytes: u64,
-    /// The largest receive buffer, 4 KiB to 4 MiB. A connection starts with a small one.
-    pub buffer_bytes: usize,
-    /// Connections that wait in the kernel to be accepted; the system's `somaxconn` caps it.
-    pub backlog: i32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { connections: 4096, receive_bytes: 4 << 20, buffer_bytes: 256 << 10, backlog: 1024 }
-    }
-}
-
-impl Limits {
-    fn check(&self) -> Result<(), BindError> {
-        let wrong = |what, value, range| Err(BindError::Limit { what, value, range });
-        if !(1..=MAX_CONNECTIONS).contains(&self.connections) {
-            return wrong("connections", self.connections as u64, "1 to 65536");
-        }
-        if !(4 << 10..=4 << 20).contains(&self.buffer_bytes) {
-            return wrong("buffer_bytes", self.buffer_bytes as u64, "4 KiB to 4 MiB");
-        }
-        if self.receive_bytes < 2 * self.buffer_bytes as u64 {
-            return wrong("receive_bytes", self.receive_bytes, "at least two buffers");
-        }
-        if self.backlog < 1 {
-            return wrong("backlog", u64::from(self.backlog.unsigned_abs()), "at least 1");
-        }
-        Ok(())
-    }
-}
-
-/// Why a port cannot listen.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// Somebody else listens there.
-    #[error("{addr} is in use by another program; stop it or choose another port (0 takes any free one)")]
-    InUse {
-        /// Where it was to listen.
-        addr: SocketAddr,
-    },
-    /// The system does not allow it.
-    #[error("no permission to listen on {addr}; ports below {} need CAP_NET_BIND_SERVICE, choose a higher one", 1024)]
-    Permission {
-        /// Where it was to listen.
-        addr: SocketAddr,
-    },
-    /// No interface has that address.
-    #[error("no interface of this machine has the address of {addr}; use 127.0.0.1, 0.0.0.0 or an address it has")]
-    NoSuchAddress {
-        /// Where it was to listen.
-        addr: SocketAddr,
-    },
-    /// A limit is out of range.
-    #[error("limit {what} = {value}; it must be {range}")]
-    Limit {
-        /// Which.
-        what: &'static str,
-        /// What it was set to.
-        value: u64,
-        /// What it may be.
-        range: &'static str,
-    },
-    /// Something else.
-    #[error("cannot listen on {addr}: {source}")]
-    Other {
-        /// Where it was to listen.
-        addr: SocketAddr,
-        /// What the system says.
-        source: io::Error,
-    },
-}
-
-impl BindError {
-    fn from_errno(addr: SocketAddr, errno: Errno) -> Self {
-        match errno {
-            Errno::ADDRINUSE => Self::InUse { addr },
-            Errno::ACCESS | Errno::PERM => Self::Permission { addr },
-            Errno::ADDRNOTAVAIL => Self::NoSuchAddress { addr },
-            other => Self::Other { addr, source: other.into() },
-        }
-    }
-}
 
 /// A listening TCP socket and its connections.
 pub struct TcpPort {

@@ -1,0 +1,307 @@
+//! The inside's end: connections that another domain owns, over a lane, as a [`StreamPort`].
+//!
+//! Received bytes are on loan from wherever they lie; dropping a payload returns it, and the outside reads on. What is
+//! sent is lent to the outside, message by message, until it has been sent. The outside says from time to time how
+//! much that is, so what a connection has queued is known here, up to a quarter of [`MAX_QUEUED_BYTES`].
+//!
+//! When the outside dies, all its connections are closed. What the inside has to do if a third domain dies whose bytes
+//! it has sent is nothing: the outside [rescues](super::Gateway::rescue) them.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+
+use fido_core::lane::{Change, Lane, SendError as LaneError};
+use fido_core::message::Head;
+use fido_core::payload::Payload;
+use fido_core::wait::Source;
+
+use super::codec::{Command, Name, Report, next_message};
+use super::slab::Slab;
+use super::{ACKNOWLEDGE_BYTES, MAX_CONNECTIONS, MAX_QUEUED_BYTES, SendError, StreamEvent, StreamId, StreamPort};
+
+/// Messages that wait because the lane is full, before sends are refused.
+const OUTBOUND: usize = 1024;
+/// Messages without an event that are taken in one poll.
+const SILENT: usize = 64;
+
+/// The connections of another domain's port.
+#[derive(Debug)]
+pub struct LinkPort {
+    lane: Lane,
+    connections: Slab<Connection>,
+    /// By what the outside calls them. Its ids begin anew when it does; ours do not, so that an answer that comes too
+    /// late never goes to somebody else.
+    by_wire: HashMap<StreamId, StreamId>,
+    events: VecDeque<StreamEvent>,
+    /// Taken, but the lane was full.
+    outbound: VecDeque<(Head, Payload)>,
+    /// Refused because too much is outbound.
+    waiting: VecDeque<StreamId>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    wire: Name,
+    /// Bytes sent that the outside has not acknowledged.
+    outstanding: u64,
+    wants_room: bool,
+    /// Nothing may be sent any more: finished or reset.
+    ended: bool,
+    /// Nothing of it is of interest any more but its end.
+    reset: bool,
+}
+
+impl Connection {
+    /// Whether `bytes` more may be on the way. As the outside acknowledges late, a quarter counts as nothing.
+    fn has_room(&self, bytes: u64) -> bool {
+        self.outstanding <= ACKNOWLEDGE_BYTES || self.outstanding.saturating_add(bytes) <= MAX_QUEUED_BYTES
+    }
+
+    fn has_drained(&self) -> bool {
+        self.outstanding <= MAX_QUEUED_BYTES / 2
+    }
+}
+
+impl LinkPort {
+    /// The inside's end of `lane`, at whose other end is a [`Gateway`](super::Gateway).
+    pub fn new(lane: Lane) -> Self {
+        Self {
+            lane,
+            connections: Slab::new(MAX_CONNECTIONS),
+            by_wire: HashMap::new(),
+            events: VecDeque::new(),
+            outbound: VecDeque::new(),
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// How many connections there are.
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// The domain's memory.
+    #[cfg(test)]
+    pub(super) fn lane_memory(&self) -> &fido_core::memory::Memory {
+        self.lane.memory()
+    }
+
+    /// What the outside has not returned.
+    #[cfg(test)]
+    pub(super) fn lane_loans(&self) -> usize {
+        self.lane.loans()
+    }
+
+    fn follow_link(&mut self) {
+        while let Some(change) = self.lane.change() {
+            if let Change::Down(peer) = change {
+                tracing::info!(%peer, connections = self.connections.len(), "the outside is gone");
+                self.outbound.clear();
+                self.waiting.clear();
+                for (_, id) in self.by_wire.drain() {
+                    self.connections.remove(id);
+                    self.events.push_back(StreamEvent::Closed { id });
+                }
+            }
+        }
+    }
+
+    /// Takes one message; whatever the peer says, the worst that follows is an end of its connections.
+    fn take(&mut self, head: Head, payload: Payload) {
+        let mut room = [0; 16];
+        let mut header = &room[..0];
+        if Report::has_header(&head) {
+            match self.lane.memory().read_header(&payload, 0, &mut room) {
+                Ok(count) => header = room.get(..count).unwrap_or_default(),
+                Err(_) => return self.refuse(Name::of(&head)),
+            }
+        }
+        match Report::decode(&head, payload.len(), header) {
+            Ok((name, Report::Opened(remote))) => self.opened(name, remote),
+            Ok((name, report)) => self.report(name, report, payload),
+            Err(error) => {
+                tracing::warn!(%error, "a message of the outside is refused");
+                self.lane.memory().stats().refusals.add(1);
+            }
+        }
+    }
+
+    fn opened(&mut self, wire: Name, remote: SocketAddr) {
+        let connection = Connection { wire, outstanding: 0, wants_room: false, ended: false, reset: false };
+        let known = self.by_wire.contains_key(&wire.id);
+        let made = if known { None } else { self.connections.insert_with(|_| connection) };
+        let Some(id) = made else {
+            tracing::warn!(?wire, "the outside opened a connection twice, or too many");
+            self.lane.memory().stats().refusals.add(1);
+            self.push(Command::Reset.encode(wire), Payload::new());
+            return;
+        };
+        self.by_wire.insert(wire.id, id);
+        self.events.push_back(StreamEvent::Opened { id, remote });
+    }
+
+    /// What the connection is called here, if it still is.
+    fn named(&self, wire: Name) -> Option<StreamId> {
+        let id = *self.by_wire.get(&wire.id)?;
+        self.connections.get(id).filter(|connection| connection.wire == wire).map(|_| id)
+    }
+
+    fn report(&mut self, wire: Name, report: Report, data: Payload) {
+        let Some(id) = self.named(wire) else { return };
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        match report {
+            Report::Closed => {
+                self.by_wire.remove(&wire.id);
+                self.connections.remove(id);
+                self.events.push_back(StreamEvent::Closed { id });
+            }
+            Report::Sent(bytes) => {
+                connection.outstanding = connection.outstanding.saturating_sub(u64::from(bytes));
+                self.tell_room(id);
+            }
+            Report::Data if !connection.reset => self.events.push_back(StreamEvent::Data { id, data }),
+            Report::Finished if !connection.reset => self.events.push_back(StreamEvent::Finished { id }),
+            Report::Opened(_) | Report::Data | Report::Finished => {}
+        }
+    }
+
+    /// Bytes of this connection are lost, because their address was wild or could not be read: it cannot go on.
+    fn refuse(&mut self, wire: Name) {
+        if let Some(id) = self.named(wire) {
+            self.reset(id);
+        } else {
+            self.push(Command::Reset.encode(wire), Payload::new());
+        }
+    }
+
+    /// Says `Writable` if it was asked for and is true.
+    fn tell_room(&mut self, id: StreamId) {
+        let crowded = self.outbound.len() > OUTBOUND / 2;
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        if !connection.wants_room || !connection.has_drained() {
+            return;
+        }
+        if crowded {
+            self.waiting.push_back(id);
+            return;
+        }
+        connection.wants_room = false;
+        self.events.push_back(StreamEvent::Writable { id });
+    }
+
+    /// Sends a message after those that wait.
+    fn push(&mut self, head: Head, payload: Payload) {
+        self.outbound.push_back((head, payload));
+        if self.outbound.len() == 1 {
+            self.push_out();
+        }
+    }
+
+    /// Sends what waits, as far as the lane takes it.
+    fn push_out(&mut self) {
+        while let Some((head, payload)) = self.outbound.pop_front() {
+            match self.lane.send(head, payload) {
+                Ok(()) => {}
+                Err(LaneError::Full(payload)) => {
+                    self.outbound.push_front((head, payload));
+                    return;
+                }
+                // `Change::Down` follows and clears up.
+                Err(LaneError::Down(_)) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "resetting a connection whose reply cannot be lent");
+                    self.refuse(Name::of(&head));
+                }
+            }
+        }
+        for id in std::mem::take(&mut self.waiting) {
+            self.tell_room(id);
+        }
+    }
+}
+
+impl Source for LinkPort {
+    fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.lane.wake_fd()
+    }
+
+    fn edge_triggered(&self) -> bool {
+        self.lane.edge_triggered()
+    }
+
+    fn arm(&mut self) {
+        self.lane.arm();
+    }
+
+    fn ready(&mut self) -> bool {
+        !self.events.is_empty() || self.lane.ready()
+    }
+
+    fn disarm(&mut self) {
+        self.lane.disarm();
+    }
+}
+
+impl StreamPort for LinkPort {
+    fn poll(&mut self) -> Option<StreamEvent> {
+        for _ in 0..SILENT {
+            if let Some(event) = self.events.pop_front() {
+                return Some(event);
+            }
+            self.follow_link();
+            if !self.events.is_empty() {
+                continue;
+            }
+            match self.lane.recv() {
+                Some(Ok((head, payload))) => self.take(head, payload),
+                Some(Err(refusal)) => self.refuse(Name::of(&refusal.head)),
+                None => break,
+            }
+        }
+        self.push_out();
+        self.events.pop_front()
+    }
+
+    fn send(&mut self, id: StreamId, mut data: Payload) -> Result<(), SendError> {
+        let crowded = self.outbound.len() >= OUTBOUND;
+        let Some(connection) = self.connections.get_mut(id).filter(|connection| !connection.ended) else {
+            return Err(SendError::Closed);
+        };
+        if crowded || !connection.has_room(data.len()) {
+            if crowded && !connection.wants_room {
+                self.waiting.push_back(id);
+            }
+            connection.wants_room = true;
+            return Err(SendError::Full(data));
+        }
+        connection.outstanding += data.len();
+        let head = Command::Send.encode(connection.wire);
+        while !data.is_empty() {
+            self.push(head, next_message(&mut data));
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, id: StreamId) {
+        let Some(connection) = self.connections.get_mut(id).filter(|connection| !connection.ended) else { return };
+        connection.ended = true;
+        connection.wants_room = false;
+        let head = Command::Finish.encode(connection.wire);
+        self.push(head, Payload::new());
+    }
+
+    fn reset(&mut self, id: StreamId) {
+        let Some(connection) = self.connections.get_mut(id).filter(|connection| !connection.reset) else { return };
+        connection.ended = true;
+        connection.reset = true;
+        connection.wants_room = false;
+        let head = Command::Reset.encode(connection.wire);
+        self.push(head, Payload::new());
+    }
+
+    fn flush(&mut self) {
+        self.push_out();
+        self.lane.flush();
+    }
+}
