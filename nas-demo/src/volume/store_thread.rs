@@ -1,0 +1,205 @@
+//! The thread that owns the store, and the event loop's handle to it.
+//!
+//! All jobs that are waiting are taken at once: questions are answered from the last commit, then all changes go into
+//! one transaction (group commit), while the next jobs gather. Results arrive in the order in which they became true.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use fido_core::memory::Memory;
+use fido_core::wait::Source;
+use mmblk::queue::BlockQueue;
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::backend::Region;
+use super::blocking::Blocking;
+use super::job::{Job, Mutation, Outcome, Query, Work};
+use super::store::{Mounted, RootOwner, Store};
+use super::superblock::OpenError;
+
+/// The most jobs taken at once.
+const MAX_BATCH: usize = 1024;
+
+/// What a store is opened with.
+#[derive(Debug, Clone, Copy)]
+pub struct StoreOptions {
+    /// Bound of the store's own cache.
+    pub cache_bytes: usize,
+    /// Who owns the root of a new volume.
+    pub root: RootOwner,
+    /// The name of a new volume.
+    pub fsid: u64,
+}
+
+/// The event loop's end: sends jobs, receives results. A source that is ready when results are there.
+#[derive(Debug)]
+pub struct StoreHandle {
+    jobs: Option<Sender<Vec<Job>>>,
+    batch: Vec<Job>,
+    results: Receiver<Vec<(u64, Outcome)>>,
+    arrived: VecDeque<(u64, Outcome)>,
+    wake: Arc<OwnedFd>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl StoreHandle {
+    /// Starts the thread and waits until the store is open.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open<Q: BlockQueue + Send + 'static>(
+        memory: Memory,
+        queue: Q,
+        options: StoreOptions,
+    ) -> Result<(Self, Mounted), OpenError> {
+        let (jobs, inbox) = channel::<Vec<Job>>();
+        let (outbox, results) = channel();
+        let (opened, opening) = channel();
+        let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(std::io::Error::from)?);
+        let stop = Arc::new(AtomicBool::new(false));
+        let device = Blocking::new(queue, memory, stop.clone());
+        let bell = wake.clone();
+        let body = move || {
+            let store = Region::open(device, options.fsid)
+                .and_then(|region| Store::open(region, options.cache_bytes, options.root));
+            match store {
+                Ok((store, mounted)) => {
+                    if opened.send(Ok(mounted)).is_ok() {
+                        run(store, &inbox, &outbox, &bell);
+                    }
+                }
+                Err(error) => drop(opened.send(Err(error))),
+            }
+        };
+        let thread = std::thread::Builder::new().name("store".into()).spawn(body)?;
+        let died = || OpenError::Store("the store's thread died while it opened the volume".into());
+        let mounted = opening.recv().map_err(|_| died())??;
+        let handle = Self {
+            jobs: Some(jobs),
+            batch: Vec::new(),
+            results,
+            arrived: VecDeque::new(),
+            wake,
+            stop,
+            thread: Some(thread),
+        };
+        Ok((handle, mounted))
+    }
+
+    /// Queues a job for the next [`StoreHandle::flush`].
+    pub fn send(&mut self, job: Job) {
+        self.batch.push(job);
+    }
+
+    /// Hands the queued jobs to the thread.
+    pub fn flush(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        let batch = std::mem::take(&mut self.batch);
+        let unsent = match &self.jobs {
+            Some(jobs) => jobs.send(batch).err().map(|error| error.0),
+            None => Some(batch),
+        };
+        // The thread ends only with the handle, unless it panicked: then nobody knows.
+        self.arrived.extend(unsent.into_iter().flatten().map(|job| (job.id, Outcome::Unknown)));
+    }
+
+    /// The next result.
+    pub fn poll(&mut self) -> Option<(u64, Outcome)> {
+        if self.arrived.is_empty() {
+            self.arrived.extend(self.results.try_iter().flatten());
+        }
+        self.arrived.pop_front()
+    }
+}
+
+impl Source for StoreHandle {
+    fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    fn ready(&mut self) -> bool {
+        self.arrived.extend(self.results.try_iter().flatten());
+        !self.arrived.is_empty()
+    }
+
+    fn disarm(&mut self) {
+        let mut count = [0; 8];
+        // Nothing to reset is fine, too.
+        let _ = rustix::io::read(&*self.wake, &mut count);
+    }
+}
+
+impl Drop for StoreHandle {
+    /// Everything sent is still done; a device that does not answer is waited for only a few seconds.
+    fn drop(&mut self) {
+        self.flush();
+        self.jobs = None;
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been reported by the panic hook; there is nothing left to clean up.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run<Q: BlockQueue + Send + 'static>(
+    mut store: Store<Q>,
+    inbox: &Receiver<Vec<Job>>,
+    outbox: &Sender<Vec<(u64, Outcome)>>,
+    bell: &OwnedFd,
+) {
+    while let Ok(mut jobs) = inbox.recv() {
+        while jobs.len() < MAX_BATCH
+            && let Ok(more) = inbox.try_recv()
+        {
+            jobs.extend(more);
+        }
+        let (queries, changes) = sort(jobs);
+        let answers = if queries.1.is_empty() { Vec::new() } else { store.ask(&queries.1) };
+        if !deliver(queries.0, answers, outbox, bell) {
+            return;
+        }
+        let answers = if changes.1.is_empty() { Vec::new() } else { store.change(&changes.1) };
+        if !deliver(changes.0, answers, outbox, bell) {
+            return;
+        }
+    }
+}
+
+type Numbered<T> = (Vec<u64>, Vec<T>);
+
+/// Questions and changes, each in order, with their numbers.
+fn sort(jobs: Vec<Job>) -> (Numbered<Query>, Numbered<Mutation>) {
+    let (mut queries, mut changes) = (Numbered::default(), Numbered::default());
+    for Job { id, work } in jobs {
+        match work {
+            Work::Ask(query) => {
+                queries.0.push(id);
+                queries.1.push(query);
+            }
+            Work::Change(mutation) => {
+                changes.0.push(id);
+                changes.1.push(mutation);
+            }
+        }
+    }
+    (queries, changes)
+}
+
+/// Sends results and wakes the event loop; `false` if it is gone.
+fn deliver(ids: Vec<u64>, outcomes: Vec<Outcome>, outbox: &Sender<Vec<(u64, Outcome)>>, bell: &OwnedFd) -> bool {
+    if ids.is_empty() {
+        return true;
+    }
+    let sent = outbox.send(ids.into_iter().zip(outcomes).collect()).is_ok();
+    // An eventfd only refuses when it is at its maximum, and then it is readable anyway.
+    let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+    sent
+}

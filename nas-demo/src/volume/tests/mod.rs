@@ -1,0 +1,7 @@
+//! Tests of the volume as a whole.
+
+mod basic;
+mod crash;
+mod disk;
+mod errors;
+mod rig;
