@@ -3,6 +3,7 @@
 //! Own, because the workloads must time single calls and must not be slowed by an asynchronous runtime; the encoding
 //! is `nfs3_types`'.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -54,7 +55,7 @@ impl RpcClient {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
-        Ok(Self { stream, xid: 0, head: Vec::new(), reply: Vec::new() })
+        Ok(Self { stream, xid: first_xid(), head: Vec::new(), reply: Vec::new() })
     }
 
     /// Sends a call: its arguments, then `data` as an XDR opaque if there is some. Returns its transaction id.
@@ -84,9 +85,8 @@ impl RpcClient {
         self.head.extend([0; 4]);
         let message = rpc_msg { xid, body: msg_body::CALL(call) };
         message.pack(&mut self.head).and_then(|_| args.pack(&mut self.head)).map_err(codec)?;
-        let data = data.map(|data| {
+        let data = data.inspect(|data| {
             self.head.extend((data.len() as u32).to_be_bytes());
-            data
         });
         let data = data.unwrap_or_default();
         let padding = [0; 3];
@@ -148,6 +148,13 @@ impl RpcClient {
         }
         Ok(R::unpack(&mut results).map_err(codec)?.0)
     }
+}
+
+/// Where a connection's transaction ids begin: at random, because a server takes the same id from the same host for a
+/// retransmission.
+fn first_xid() -> u32 {
+    // Every `RandomState` has keys of its own.
+    BuildHasher::build_hasher(&RandomState::new()).finish() as u32
 }
 
 pub(super) fn codec(error: nfs3_types::xdr_codec::Error) -> ClientError {
