@@ -1,0 +1,168 @@
+//! The main job: one workload against every mode in turn, and one table.
+
+use std::error::Error;
+use std::fs;
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use conn_mgr::{Manager, Options};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::appliance::{Mode, Nas, fixed_port};
+use crate::cli::Cli;
+use crate::probe::Probe;
+use crate::report::{self, ModeResult};
+use crate::workload::client::Client;
+use crate::workload::iozone::{self, Spec};
+
+/// How long an appliance may take to serve, and a call to be answered.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs the demo and prints its table.
+///
+/// # Errors
+/// Whatever stops it; the message says what to do.
+pub fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
+    let modes = if cli.mode.is_empty() { Mode::ALL.to_vec() } else { cli.mode.clone() };
+    let spec = if cli.quick { Spec::quick() } else { Spec::standard() };
+    let scratch = scratch(cli.dir.as_deref())?;
+    println!(
+        "Fido NAS demo: net, fs and disk domains, {} modes in turn, images in {}",
+        modes.len(),
+        scratch.path().display()
+    );
+    println!(
+        "workload: NFSv3 over TCP on loopback, one connection; sequential phases keep {} calls in flight, random phases 1;\n\
+         writes are unstable and end with a commit; every record read is checked\n",
+        spec.depth
+    );
+    let mut results = Vec::new();
+    for mode in modes {
+        let nas = Nas {
+            mode,
+            program: std::env::current_exe()?,
+            image: scratch.path().join(format!("{}.img", mode.name())),
+            size: cli.size,
+            listen: fixed_port(cli.listen)?,
+        };
+        results.push(run_mode(&nas, &spec)?);
+        // The next mode starts with the same free space and page cache.
+        fs::remove_file(&nas.image)?;
+    }
+    println!("\n{}", report::table(&results));
+    println!("machine: {}", machine());
+    if let Some(file) = &cli.json {
+        write_json(file, &results)?;
+        println!("raw results: {}", file.display());
+    }
+    Ok(())
+}
+
+fn run_mode(nas: &Nas, spec: &Spec) -> Result<ModeResult, Box<dyn Error>> {
+    let manager = Manager::start(nas.manifest()?, Options::default())?;
+    manager.wait_ready(PATIENCE)?;
+    let pids: Vec<String> = manager
+        .status()
+        .domains
+        .iter()
+        .map(|domain| format!("{} pid {}", domain.name, domain.pid.unwrap_or_default()))
+        .collect();
+    println!("{:<10} serves {}  ({})", nas.mode.name(), url(nas.listen), pids.join(", "));
+    if nas.mode == Mode::Split {
+        println!("           try it while it runs: nfs-ls '{}'", url(nas.listen));
+    }
+    let bar = progress_bar(spec.calls(), nas.mode.name());
+    let mut client = Client::mount(nas.listen, "/", PATIENCE)?;
+    let before = Probe::take(&manager);
+    let (mut finished, mut last) = (0, 0);
+    let outcomes = iozone::run(&mut client, spec, &mut |record, phase, done| {
+        if done == 1 {
+            finished += last;
+            bar.set_message(format!("{} KiB {}", record >> 10, phase.name()));
+        }
+        last = done;
+        bar.set_position(finished + done);
+    })?;
+    let cost = Probe::take(&manager).since(&before);
+    bar.finish_and_clear();
+    drop(client);
+    manager.shutdown(PATIENCE)?;
+    Ok(ModeResult { mode: nas.mode, outcomes, cost })
+}
+
+/// The URL that libnfs's programs take.
+pub fn url(address: SocketAddr) -> String {
+    format!("nfs://{}/?nfsport={port}&mountport={port}", address.ip(), port = address.port())
+}
+
+fn progress_bar(calls: u64, mode: &'static str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(calls).with_prefix(mode);
+    match ProgressStyle::with_template("{prefix:<10} [{bar:40}] {percent:>3}% {msg}") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// The processor and what may be compared with it.
+fn machine() -> String {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':')).map_or("unknown", |m| m.1);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{} x {}, {}", cores, model.trim(), kernel())
+}
+
+fn kernel() -> String {
+    let name = rustix::system::uname();
+    format!("Linux {}", name.release().to_string_lossy())
+}
+
+fn write_json(file: &Path, results: &[ModeResult]) -> Result<(), Box<dyn Error>> {
+    let modes: Vec<_> = results
+        .iter()
+        .map(|result| {
+            let phases: Vec<_> = result
+                .outcomes
+                .iter()
+                .map(|outcome| {
+                    json!({
+                        "record_bytes": outcome.record,
+                        "phase": outcome.phase.name(),
+                        "calls": outcome.calls,
+                        "bytes": outcome.bytes,
+                        "seconds": outcome.elapsed.as_secs_f64(),
+                        "megabytes_per_second": outcome.megabytes_per_second(),
+                        "p50_us": outcome.latency.value_at_quantile(0.5),
+                        "p99_us": outcome.latency.value_at_quantile(0.99),
+                        "p999_us": outcome.latency.value_at_quantile(0.999),
+                    })
+                })
+                .collect();
+            json!({
+                "mode": result.mode.name(),
+                "phases": phases,
+                "counters": result.cost.stats,
+                "context_switches": result.cost.switches,
+                "cpu_seconds": result.cost.cpu.as_secs_f64(),
+            })
+        })
+        .collect();
+    let all = json!({ "machine": machine(), "version": env!("CARGO_PKG_VERSION"), "modes": modes });
+    fs::write(file, serde_json::to_vec_pretty(&all)?)
+        .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
+    Ok(())
+}
+
+/// A directory of our own, removed with all that is in it at the end.
+pub fn scratch(parent: Option<&Path>) -> Result<TempDir, Box<dyn Error>> {
+    let parent = parent.map_or_else(std::env::temp_dir, Path::to_path_buf);
+    let made = tempfile::Builder::new().prefix("fido-nas-").tempdir_in(&parent);
+    made.map_err(|error| format!("cannot make a directory in {}: {error}; try --dir", parent.display()).into())
+}

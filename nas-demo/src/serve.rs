@@ -1,0 +1,69 @@
+//! Serving one NAS until interrupted.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+
+use conn_mgr::manager::Status;
+use conn_mgr::{Manager, Options, signals};
+
+use crate::appliance::{Mode, Nas, fixed_port};
+use crate::cli::Cli;
+use crate::demo::{scratch, url};
+
+/// How long the appliance may take to serve, and to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often the state of the domains is looked at.
+const GLANCE: Duration = Duration::from_millis(200);
+
+/// Starts the NAS, says where it serves, and reports restarts, until `SIGINT` or `SIGTERM`.
+///
+/// # Errors
+/// Whatever stops it; the message says what to do.
+pub fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
+    let mode = match cli.mode.as_slice() {
+        [] => Mode::Split,
+        [mode] => *mode,
+        _ => return Err("--serve takes one --mode".into()),
+    };
+    let (sender, stop) = mpsc::channel();
+    // Before any thread is started, so that all inherit the mask.
+    signals::watch(sender)?;
+    // Keeps the directory, if there is one, until the appliance is down.
+    let mut scratch_dir = None;
+    let image = match &cli.image {
+        Some(image) => std::path::absolute(image)?,
+        None => scratch_dir.insert(scratch(cli.dir.as_deref())?).path().join("nas.img"),
+    };
+    let nas = Nas { mode, program: std::env::current_exe()?, image, size: cli.size, listen: fixed_port(cli.listen)? };
+    if cli.print_manifest {
+        print!("{}", nas.manifest_text());
+        return Ok(());
+    }
+    let manager = Manager::start(nas.manifest()?, Options::default())?;
+    manager.wait_ready(PATIENCE)?;
+    println!("{}", url(nas.listen));
+    println!("image {}, mode {}; try: nfs-ls '{}'; end with Ctrl-C", nas.image.display(), mode.name(), url(nas.listen));
+    let mut shown = BTreeMap::new();
+    while stop.recv_timeout(GLANCE) == Err(RecvTimeoutError::Timeout) {
+        show_changes(&manager.status(), &mut shown);
+        if let Some(failed) = manager.status().failed().next() {
+            let problem = failed.problem.clone().unwrap_or_default();
+            return Err(format!("domain {} has failed for good: {problem}", failed.name).into());
+        }
+    }
+    println!("shutting down");
+    manager.shutdown(PATIENCE)?;
+    Ok(())
+}
+
+/// Prints a line for each domain that has another process than was last shown.
+fn show_changes(status: &Status, shown: &mut BTreeMap<String, u32>) {
+    for domain in &status.domains {
+        let Some(pid) = domain.pid else { continue };
+        if shown.insert(domain.name.clone(), pid) != Some(pid) {
+            println!("domain {} pid {pid} generation {}", domain.name, domain.generation);
+        }
+    }
+}
