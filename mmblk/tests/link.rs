@@ -82,7 +82,7 @@ fn connect(lane: Lane) -> LinkQueue {
 /// A queue over a link whose rings have `slots` slots, to what `serve` makes of the other end.
 fn over_link(slots: u32, transport: Transport, serve: impl FnOnce(Lane) -> Served) -> Rig<LinkQueue> {
     let (link, a, b) = TestLink::new(slots, transport);
-    let third = test_domain(16 << 20);
+    let third = test_domain(2 << 20);
     link.add_window(&third);
     let (memory, device) = (a.memory().clone(), b.memory().clone());
     let served = serve(b);

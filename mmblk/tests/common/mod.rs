@@ -18,7 +18,7 @@ use proptest::prelude::*;
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The geometry of every device under test.
-pub const GEOMETRY: Geometry = Geometry { bytes: 16 << 20, block: 512, depth: 8 };
+pub const GEOMETRY: Geometry = Geometry { bytes: 8 << 20, block: 512, depth: 8 };
 
 /// A queue under test, and the memory of its user.
 pub struct Rig<Q> {
@@ -39,8 +39,8 @@ pub struct Rig<Q> {
 impl<Q: BlockQueue> Rig<Q> {
     /// A queue in the user's own domain.
     pub fn local(stores: bool, make: impl FnOnce(&Memory) -> (Q, Box<dyn std::any::Any>)) -> Self {
-        let memory = private_memory(64 << 20);
-        let peer = private_memory(16 << 20);
+        let memory = private_memory(16 << 20);
+        let peer = private_memory(2 << 20);
         memory.windows().insert(peer.arena().window().clone());
         let (queue, keep) = make(&memory);
         Self { queue, device: memory.clone(), memory, peer, stores, copies: 0, keep }
