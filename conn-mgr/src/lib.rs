@@ -7,6 +7,7 @@
 //!
 //! The manager is not on the data path: once two domains are linked, they talk without it.
 
+pub mod fuzzing;
 pub mod manager;
 pub mod manifest;
 pub mod signals;

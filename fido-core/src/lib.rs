@@ -15,7 +15,11 @@ pub mod assignment;
 #[cfg(not(loom))]
 pub mod bell;
 #[cfg(not(loom))]
+pub mod conformance;
+#[cfg(not(loom))]
 pub mod domain;
+#[cfg(not(loom))]
+pub mod fuzzing;
 #[cfg(not(loom))]
 pub mod heap;
 #[cfg(not(loom))]

@@ -123,10 +123,18 @@ impl TestLink {
     /// # Panics
     /// If the system has no memory for it.
     pub fn new(slots: u32, transport: Transport) -> (Self, Lane, Lane) {
+        Self::sized(slots, transport, TEST_ARENA_BYTES)
+    }
+
+    /// The same with arenas of `bytes` bytes.
+    ///
+    /// # Panics
+    /// As [`TestLink::new`], and if the rings leave no room in the arenas.
+    pub fn sized(slots: u32, transport: Transport, bytes: u64) -> (Self, Lane, Lane) {
         let id = || DomainId { slot: next_slot(), generation: Generation::FIRST };
         let plan = [LanePlan { link: 1, lane: 0, slots }];
-        let a = TestDomain::new(id(), TEST_ARENA_BYTES, &plan);
-        let b = TestDomain::new(id(), TEST_ARENA_BYTES, &plan);
+        let a = TestDomain::new(id(), bytes, &plan);
+        let b = TestDomain::new(id(), bytes, &plan);
         let mail = || Arc::new(Mailbox::new(Arc::new(Bell::new().expect("a bell"))));
         let (a_mail, b_mail) = (mail(), mail());
         let link = Self { transport, slots, a, b, a_mail, b_mail, a_passes: Arc::default() };
@@ -192,7 +200,7 @@ impl TestLink {
     pub fn restart_b(&mut self) -> Lane {
         let id = DomainId { slot: self.b.id.slot, generation: self.b.id.generation.next() };
         let plan = [LanePlan { link: 1, lane: 0, slots: self.slots }];
-        self.b = TestDomain::new(id, TEST_ARENA_BYTES, &plan);
+        self.b = TestDomain::new(id, self.a.memory.arena().len(), &plan);
         self.b_mail = Arc::new(Mailbox::new(Arc::new(Bell::new().expect("a bell"))));
         let lane = self.lane(&self.b, &self.b_mail, Arc::new(Passes::default()));
         self.introduce();

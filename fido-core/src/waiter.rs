@@ -66,14 +66,14 @@ impl Waiter {
     }
 
     /// The last round found nothing: spins for a moment, or sleeps until a source is ready or `timeout` is over.
-    /// Poll all sources after it returns, for whatever reason it does.
+    /// Poll all sources after it returns, and try again what found no room, for whatever reason it does.
     ///
     /// # Errors
     /// The kernel's, if a source's descriptor cannot be waited for.
     pub fn idle(&mut self, sources: &mut [&mut dyn Source], timeout: Option<Duration>) -> io::Result<()> {
         let since = *self.idle_since.get_or_insert_with(Instant::now);
         let spins = match self.strategy {
-            WaitStrategy::Spin => timeout.is_none_or(|limit| since.elapsed() < limit),
+            WaitStrategy::Spin => true,
             WaitStrategy::Adaptive => since.elapsed() < self.spin,
             WaitStrategy::Sleep => false,
         };
@@ -81,14 +81,15 @@ impl Waiter {
             (0..PAUSES).for_each(|_| std::hint::spin_loop());
             return Ok(());
         }
-        self.idle_since = None;
         self.watch(sources)?;
         sources.iter_mut().for_each(|source| source.arm());
         // SYNC: pairs with the fence in `ring::Waker::must_ring`: what a waker published before its fence is seen
         // below, or the armed words are seen by the waker.
         fence(Ordering::SeqCst);
+        // What is ready at this look may turn out to be nothing: the spin before it was this idle time's only one.
         if !sources.iter_mut().any(|source| source.ready()) {
             self.sleep(timeout)?;
+            self.idle_since = None;
         }
         sources.iter_mut().for_each(|source| source.disarm());
         Ok(())
@@ -141,5 +142,44 @@ impl Waiter {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Something to do that turns out to be nothing, ever again.
+    struct Restless(crate::bell::Bell);
+
+    impl Source for Restless {
+        fn wake_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+
+        fn ready(&mut self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn spinners_never_sleep() {
+        let mut waiter = Waiter::new(WaitStrategy::Spin).unwrap();
+        for _ in 0..10 {
+            waiter.idle(&mut [], Some(Duration::ZERO)).unwrap();
+        }
+        assert_eq!(waiter.sleeps(), 0);
+    }
+
+    #[test]
+    fn an_idle_time_lasts_until_a_sleep_or_work() {
+        let mut waiter = Waiter::new(WaitStrategy::Sleep).unwrap();
+        let mut source = Restless(crate::bell::Bell::new().unwrap());
+        waiter.idle(&mut [&mut source], None).unwrap();
+        assert!(waiter.sleeps() == 0 && waiter.idle_since.is_some());
+        waiter.busy();
+        assert!(waiter.idle_since.is_none());
+        waiter.idle(&mut [], Some(Duration::ZERO)).unwrap();
+        assert!(waiter.sleeps() == 1 && waiter.idle_since.is_none());
     }
 }

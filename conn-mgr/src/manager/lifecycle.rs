@@ -58,7 +58,7 @@ impl EventLoop {
                     bells: BTreeMap::new(),
                     notes: BTreeMap::new(),
                     ready: false,
-                    start_deadline: Some(Instant::now() + self.options.start_deadline),
+                    start_deadline: Some(super::after(self.options.start_deadline)),
                     close_deadline: None,
                     condemned: None,
                 };

@@ -1,6 +1,6 @@
 //! The manager: runs an appliance from its manifest.
 //!
-//! One thread does everything ([`event_loop`]): it starts the domains, listens on the socket, brokers memory and
+//! One thread does everything (`event_loop`): it starts the domains, listens on the socket, brokers memory and
 //! doorbells, notices deaths by pidfd, keeps the deadlines. What it decides is in [`state`] (who is told what, and
 //! when), [`fences`] and [`restarts`], all without I/O. [`Manager`] is the handle.
 //!
@@ -116,7 +116,7 @@ impl Manager {
     /// # Errors
     /// [`WaitError`] as soon as a domain has failed for good, or when the time is up.
     pub fn wait_ready(&self, timeout: Duration) -> Result<Status, WaitError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = after(timeout);
         let mut board = self.shared.lock();
         loop {
             if board.outcome.is_some() {
@@ -140,7 +140,7 @@ impl Manager {
 
     /// Waits until the status satisfies `condition`, or the time is up; returns whether it does.
     pub fn wait_until(&self, timeout: Duration, mut condition: impl FnMut(&Status) -> bool) -> bool {
-        let deadline = Instant::now() + timeout;
+        let deadline = after(timeout);
         let mut board = self.shared.lock();
         loop {
             if condition(&board.status()) {
@@ -178,7 +178,7 @@ impl Manager {
     /// # Errors
     /// [`ShutdownError`] if a domain had to be killed. Everything is down all the same.
     pub fn shutdown(&self, timeout: Duration) -> Result<(), ShutdownError> {
-        self.command(Command::Shutdown { deadline: Instant::now() + timeout });
+        self.command(Command::Shutdown { deadline: after(timeout) });
         let mut board = self.shared.lock();
         let outcome = loop {
             if let Some(outcome) = &board.outcome {
@@ -251,6 +251,13 @@ impl Drop for LastWords {
             });
         });
     }
+}
+
+/// The moment after a time span that a caller chose; what is beyond the clock is as good as never.
+fn after(span: Duration) -> Instant {
+    const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+    let now = Instant::now();
+    now.checked_add(span.min(NEVER)).unwrap_or(now)
 }
 
 fn missing(status: &Status) -> Vec<String> {

@@ -74,6 +74,16 @@ fn every_key_is_understood() {
 }
 
 #[test]
+fn the_example_in_the_documentation_is_right() {
+    let book = include_str!("../../../docs/manifest.md");
+    let example = book.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let example = example.replace("\"nas-demo\"", "\"/bin/sh\"");
+    let manifest = Manifest::parse(&example, "manifest.md").unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(manifest.start_order(), [2, 1, 0]);
+    assert_eq!(fido_core::arena::MAX_LANES, 224, "as the documentation says");
+}
+
+#[test]
 fn a_domain_is_told_what_concerns_it() {
     let manifest = Manifest::parse(GOOD, "good.toml").unwrap();
     let id = DomainId { slot: Manifest::slot(1).unwrap(), generation: fido_core::addr::Generation::FIRST };

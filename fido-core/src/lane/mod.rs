@@ -100,8 +100,10 @@ pub struct Lane {
     backlog: VecDeque<Result<(Head, Payload), Refusal>>,
     /// What was on loan to dead incarnations.
     quarantine: Vec<(DomainId, Vec<Payload>)>,
-    /// A send found no room.
+    /// A send found no room. Forgotten after each wait: whoever still wants room tries again then.
     wants_room: bool,
+    /// A loan has ended since the last wait: who lacked memory or tags may have looked before that.
+    eased: bool,
     /// A received copy found no room in the heap.
     wants_heap: bool,
     tags: Vec<u16>,
@@ -128,6 +130,7 @@ impl Lane {
             backlog: VecDeque::new(),
             quarantine: Vec::new(),
             wants_room: false,
+            eased: false,
             wants_heap: false,
             tags: Vec::new(),
             counts: Counts::default(),
@@ -283,7 +286,10 @@ impl Lane {
             match news {
                 News::Up(peer, ringer) => self.begin_session(peer, ringer),
                 News::Died(peer) => self.peer_died(peer),
-                News::Fenced(peer) => self.quarantine.retain(|(dead, _)| *dead != peer),
+                News::Fenced(peer) => {
+                    self.quarantine.retain(|(dead, _)| *dead != peer);
+                    self.eased = true;
+                }
             }
         }
         if let Some(session) = self.session.as_mut().filter(|session| !session.is_up)
@@ -405,7 +411,7 @@ impl Source for Lane {
     }
 
     fn ready(&mut self) -> bool {
-        if self.setup.mailbox.has_news() || !self.changes.is_empty() {
+        if self.eased || self.setup.mailbox.has_news() || !self.changes.is_empty() {
             return true;
         }
         if !self.backlog.is_empty() && !self.wants_heap {
@@ -424,6 +430,7 @@ impl Source for Lane {
         // Whoever still wants room tries again now and says so again. A wish that nobody has any more would keep the
         // lane ready for ever.
         self.wants_room = false;
+        self.eased = false;
         if let Some(session) = self.session.as_mut() {
             session.returns.set_sleeping(false);
             session.disarm();

@@ -3,7 +3,7 @@
 use crate::addr::Segment;
 use crate::assignment::Transport;
 use crate::heap::ArenaBuf;
-use crate::message::{self, Frame, Head, INLINE_SEGMENTS, KIND_RETURNS, LIST_ENTRY_BYTES};
+use crate::message::{self, Frame, Head, INLINE_SEGMENTS, KIND_RESERVED, KIND_RETURNS, LIST_ENTRY_BYTES};
 use crate::payload::{Hold, MAX_SEGMENTS, Payload};
 use crate::window::AddressError;
 
@@ -42,6 +42,12 @@ pub enum RefusalError {
     /// Segments without a loan.
     #[error("a payload without a loan")]
     NoLoan,
+    /// A kind of the lane's own that this version does not know.
+    #[error("kind {kind:#x}, which is reserved and unknown")]
+    ReservedKind {
+        /// The kind.
+        kind: u8,
+    },
 }
 
 impl Lane {
@@ -94,6 +100,7 @@ impl Lane {
                 session.publish_credit();
             }
             let frame = Frame::decode(&words);
+            self.eased |= frame.head.kind == KIND_RETURNS || frame.returned != 0;
             let returned = if frame.head.kind == KIND_RETURNS {
                 message::decode_returns(&words).try_for_each(|tag| session.end_loan(tag, &mut self.counts.returned))
             } else if frame.returned != 0 {
@@ -120,6 +127,8 @@ fn accept(memory: &Memory, session: &Session, frame: &Frame) -> Result<(Head, Pa
         0 => Err(RefusalError::NoLoan),
         loan => borrow(memory, session, frame, session.returns.borrow(loan)),
     };
+    let kind = frame.head.kind;
+    let payload = if kind < KIND_RESERVED { payload } else { Err(RefusalError::ReservedKind { kind }) };
     payload.map(|payload| (frame.head, payload)).map_err(|error| {
         memory.stats().refusals.add(1);
         tracing::warn!(peer = %session.peer, kind = frame.head.kind, %error, "a payload is refused");

@@ -312,3 +312,50 @@ fn a_dropped_lane_still_passes_the_fence() {
     drop(payload);
     assert_eq!(link.a_passes.count(), 1);
 }
+
+/// Whether a thread that waits for the lane now would find something to do instead of sleeping.
+fn stays_awake(lane: &mut Lane) -> bool {
+    lane.arm();
+    let ready = lane.ready();
+    lane.disarm();
+    ready
+}
+
+#[test]
+fn a_return_that_flush_finds_keeps_its_thread_awake_once() {
+    let (mut a, mut b) = lane_pair(8, Transport::Pointer);
+    let payload = bytes(a.memory(), b"memory that somebody lacks");
+    a.send(head(1), payload).unwrap();
+    drop(received(&mut b));
+    b.flush();
+    assert!(stays_awake(&mut a), "a message is there");
+    a.flush();
+    assert_eq!(a.loans(), 0);
+    assert!(stays_awake(&mut a), "who looked for memory before the flush has to look again");
+    assert!(!stays_awake(&mut a), "once");
+}
+
+#[test]
+fn memory_behind_a_fence_keeps_its_thread_awake_once() {
+    let (link, mut a, _b) = TestLink::new(8, Transport::Pointer);
+    let payload = bytes(a.memory(), b"x");
+    a.send(head(1), payload).unwrap();
+    link.kill_b();
+    while a.change().is_some() {}
+    assert!(!stays_awake(&mut a));
+    link.fence_b();
+    a.flush();
+    assert!(stays_awake(&mut a) && !stays_awake(&mut a));
+}
+
+#[test]
+fn a_wish_for_room_that_nobody_has_any_more_does_not_keep_its_thread_awake() {
+    let (mut a, mut b) = lane_pair(4, Transport::Pointer);
+    while a.send(head(1), Payload::new()).is_ok() {}
+    assert!(!stays_awake(&mut a), "no room");
+    assert!(matches!(a.send(head(1), Payload::new()), Err(SendError::Full(_))));
+    while b.recv().is_some() {}
+    b.flush();
+    assert!(stays_awake(&mut a), "room");
+    assert!(!stays_awake(&mut a), "nobody asked for it again");
+}
