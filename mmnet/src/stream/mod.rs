@@ -11,7 +11,7 @@ mod rescue;
 mod slab;
 mod tcp;
 #[cfg(test)]
-mod testkit;
+pub(crate) mod testkit;
 #[cfg(test)]
 mod tests;
 
