@@ -326,13 +326,10 @@ impl TcpPort {
 
     /// There is no buffer for `id`: take those of idle connections, or wait until some come back.
     fn starve(&mut self, id: StreamId) {
-        let mut shed = false;
-        while self.shed_one() {
-            shed = true;
-        }
+        while self.shed_one() {}
         // First the wish to be woken, then a last look: what is freed in between is not missed.
         self.waker.starve();
-        if shed || self.memory.alloc(connection::LEAST_BUFFER_BYTES).is_ok() {
+        if self.memory.alloc(connection::LEAST_BUFFER_BYTES).is_ok() {
             self.want_to_read(id);
             return;
         }

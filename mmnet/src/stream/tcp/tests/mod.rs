@@ -1,11 +1,11 @@
+mod rescue;
+
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpStream};
-use std::sync::Weak;
+use std::net::{Ipv4Addr, Shutdown};
 use std::thread;
 
 use fido_core::addr::{GlobalAddr, Segment};
-use fido_core::payload::Hold;
-use fido_core::testing::{private_arena, private_memory};
+use fido_core::testing::private_memory;
 
 use super::*;
 use crate::stream::MAX_QUEUED_BYTES;
@@ -95,6 +95,7 @@ fn a_connection_is_not_read_beyond_its_limit() {
     let mut held = collect(&mut port, id, 64 << 10);
     for _ in 0..200 {
         assert!(port.poll().is_none(), "read although too much is on loan");
+        assert!(!port.ready(), "its thread would not sleep");
     }
     assert!(held.len() < (64 + 16) << 10);
     // Give it back on other threads, asleep meanwhile: the port has to be woken.
@@ -162,6 +163,7 @@ fn buffers_that_others_free_end_a_famine() {
     client.write_all(&[1; 100]).unwrap();
     for _ in 0..100 {
         assert!(port.poll().is_none());
+        assert!(!port.ready(), "its thread would not sleep");
     }
     drop(hoard);
     loop {
@@ -342,59 +344,6 @@ fn long_lists_go_out_in_order() {
     let mut all = Vec::new();
     client.read_to_end(&mut all).unwrap();
     assert!(all == expected);
-}
-
-/// A port with a queued payload that lies in another domain's arena and whose client does not read yet.
-fn with_foreign_queue(arena: u64) -> (TcpPort, Memory, TcpStream, Memory, Weak<dyn std::any::Any + Send + Sync>) {
-    let (mut port, memory) = port(arena, Limits::default());
-    let foreign = private_arena(32 << 20, &[]);
-    let disk = Memory::new(foreign.clone(), Arc::default());
-    memory.windows().insert(foreign.window().clone());
-    let client = connect(port.local_addr());
-    rustix::net::sockopt::set_socket_recv_buffer_size(&client, 256 << 10).unwrap();
-    let id = opened(&mut port);
-    let hold: Hold = Arc::new(());
-    let weak = Arc::downgrade(&hold);
-    let buf = payload(&disk, &pattern(3, 8 << 20));
-    let mut data = Payload::new();
-    for (index, segment) in buf.segments().enumerate() {
-        assert_eq!(index, 0);
-        for piece in 0..8 {
-            data.push(segment.slice(piece << 20, 1 << 20).unwrap(), Some(Arc::new((hold.clone(), buf.clone()))));
-        }
-    }
-    port.send(id, data).unwrap();
-    for _ in 0..50 {
-        port.flush();
-    }
-    (port, memory, client, disk, weak)
-}
-
-#[test]
-fn what_is_queued_survives_the_death_of_its_domain() {
-    let (mut port, memory, mut client, disk, hold) = with_foreign_queue(16 << 20);
-    assert!(hold.upgrade().is_some(), "not all is sent yet");
-    port.rescue(disk.id());
-    assert!(hold.upgrade().is_none(), "the fence can pass");
-    memory.windows().remove(disk.id());
-    let reader = thread::spawn(move || {
-        let mut all = vec![0; 8 << 20];
-        client.read_exact(&mut all).unwrap();
-        all
-    });
-    pump_until(&mut port, || reader.is_finished());
-    assert!(reader.join().unwrap() == pattern(3, 8 << 20));
-    assert!(memory.stats().payload_bytes_copied.get() > 0, "a rescue copies, and says so");
-    assert_eq!(memory.heap().used(), 0);
-}
-
-#[test]
-fn without_room_for_a_rescue_the_connection_is_reset() {
-    let (mut port, _, mut client, disk, hold) = with_foreign_queue(128 << 10);
-    port.rescue(disk.id());
-    assert!(hold.upgrade().is_none(), "the fence can pass");
-    pump(&mut port, |event| matches!(event, StreamEvent::Closed { .. }));
-    assert_eq!(client.read_to_end(&mut Vec::new()).unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
 #[test]
