@@ -58,12 +58,14 @@ pub struct Blocking<Q> {
     stop: Arc<AtomicBool>,
     /// The id of the last request; a completion of an older one, given up on, is ignored.
     last: u64,
+    /// The device was given up: nothing is waited for any more.
+    given_up: bool,
 }
 
 impl<Q: BlockQueue> Blocking<Q> {
     /// Wraps `queue`. Once `stop` is set, a device that does not answer is waited for only a few seconds more.
     pub fn new(queue: Q, memory: Memory, stop: Arc<AtomicBool>) -> Self {
-        Self { queue, memory, stop, last: 0 }
+        Self { queue, memory, stop, last: 0, given_up: false }
     }
 
     /// What the device is like.
@@ -155,6 +157,15 @@ impl<Q: BlockQueue> Blocking<Q> {
 
     /// One request from start to end. Only one is in flight at a time.
     fn request(&mut self, op: BlockOp) -> Result<Payload, DeviceError> {
+        if self.given_up {
+            return Err(DeviceError::Stopped);
+        }
+        let result = self.try_request(op);
+        self.given_up = matches!(result, Err(DeviceError::Stopped));
+        result
+    }
+
+    fn try_request(&mut self, op: BlockOp) -> Result<Payload, DeviceError> {
         let mut patience = Patience::default();
         loop {
             let mut next = op.clone();

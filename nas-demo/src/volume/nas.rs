@@ -41,6 +41,8 @@ pub struct Options {
     pub cached_extents: usize,
     /// Bytes of the metadata store's cache.
     pub store_cache_bytes: usize,
+    /// Operations under way; one more is told to try again later.
+    pub max_operations: usize,
     /// How long an unstable write waits for a commit.
     pub commit_interval: Duration,
     /// How many blocks of a file are written before they are committed without being asked.
@@ -56,6 +58,7 @@ impl Default for Options {
             cached_names: 128 << 10,
             cached_extents: 1 << 20,
             store_cache_bytes: 32 << 20,
+            max_operations: 4096,
             commit_interval: Duration::from_secs(3),
             unsent_blocks: 16 << 10,
             root: RootOwner { mode: 0o777, uid: 0, gid: 0 },
@@ -111,6 +114,8 @@ pub struct NasVolume<Q: BlockQueue> {
     pub(super) ops: HashMap<u64, Op>,
     pub(super) jobs: HashMap<u64, JobState>,
     next_id: u64,
+    /// Operations that were not answered yet.
+    open: usize,
     /// Operations begun, and extents loaded, since the mappings in memory were last looked at.
     pub(super) begun: u64,
     answers: VecDeque<(u64, Result<VolumeReply, VolumeError>)>,
@@ -159,9 +164,15 @@ impl<Q: BlockQueue> NasVolume<Q> {
             ops: HashMap::new(),
             jobs: HashMap::new(),
             next_id: 0,
+            open: 0,
             begun: 0,
             answers: VecDeque::new(),
         })
+    }
+
+    /// Operations that were submitted and not answered yet.
+    pub fn operations(&self) -> usize {
+        self.open
     }
 
     /// A name for something of the volume's own.
@@ -177,6 +188,7 @@ impl<Q: BlockQueue> NasVolume<Q> {
         {
             answer = Ok(VolumeReply::Created { attr, dir });
         }
+        self.open = self.open.saturating_sub(1);
         self.answers.push_back((ticket, answer));
     }
 
@@ -318,6 +330,10 @@ impl<Q: BlockQueue> Volume for NasVolume<Q> {
     }
 
     fn submit(&mut self, ticket: u64, op: VolumeOp) {
+        self.open += 1;
+        if self.open > self.options.max_operations {
+            return self.answer(ticket, Err(VolumeError::Busy));
+        }
         let id = self.new_id();
         self.begun += 1;
         self.begin(Parked { id, ticket, op, tries: 0 });

@@ -279,12 +279,8 @@ impl<Q: BlockQueue> NasVolume<Q> {
     /// There are not enough free blocks: waits for those that are about to become free, if there are any.
     fn starve(&mut self, ino: Ino, mut parked: Parked) {
         /// How often an operation waits before the volume counts as full.
-        const MAX_TRIES: u32 = 16;
-        for owing in std::mem::take(&mut self.owing) {
-            self.send_commit(owing, Purpose::Background);
-        }
-        let hope = self.space.is_waiting() || self.jobs.values().any(|job| job.may_free());
-        if !hope || parked.tries >= MAX_TRIES {
+        const MAX_TRIES: u32 = 1000;
+        if !self.has_hope() || parked.tries >= MAX_TRIES {
             return self.give_up(ino, &parked, VolumeError::NoSpace);
         }
         parked.tries += 1;
@@ -297,12 +293,20 @@ impl<Q: BlockQueue> NasVolume<Q> {
             self.freed = false;
             return;
         }
-        let hope = self.space.is_waiting() || self.jobs.values().any(|job| job.may_free());
-        if std::mem::take(&mut self.freed) || !hope {
+        if !self.has_hope() || std::mem::take(&mut self.freed) {
             for parked in std::mem::take(&mut self.hungry) {
                 self.begin(parked);
             }
         }
+    }
+
+    /// Whether something under way may free blocks. Commits that will are sent.
+    fn has_hope(&mut self) -> bool {
+        for owing in std::mem::take(&mut self.owing) {
+            self.send_commit(owing, Purpose::Background);
+        }
+        let replaces = |op: &Op| matches!(op, Op::Write(_));
+        self.space.is_waiting() || self.jobs.values().any(|job| job.may_free()) || self.ops.values().any(replaces)
     }
 
     /// Ends an operation that may have its range already.

@@ -473,3 +473,14 @@ fn caches_are_bounded_and_forget_nothing() {
     assert!(rig.volume.nodes.len() <= 6, "{}", rig.volume.nodes.len());
     assert!(rig.volume.names.len() <= 4);
 }
+
+#[test]
+fn one_operation_too_many_is_told_to_come_again() {
+    let few = crate::volume::nas::Options { max_operations: 3, ..options() };
+    let mut rig = Rig::open(&Disk::new(32 * MIB), few).unwrap();
+    let tickets: Vec<u64> = (0..4).map(|_| rig.submit(VolumeOp::Stat)).collect();
+    let answers: Vec<bool> = tickets.into_iter().map(|ticket| rig.wait(ticket).is_ok()).collect();
+    assert_eq!(answers, [true, true, true, false]);
+    assert_eq!(rig.run(VolumeOp::Stat).map(drop), Ok(()));
+    assert_eq!(rig.volume.operations(), 0);
+}

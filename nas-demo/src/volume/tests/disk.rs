@@ -93,12 +93,24 @@ impl Disk {
         self.state().load(offset, len)
     }
 
-    /// What a power failure leaves: every sector that was not flushed in any of its versions, as the dice fall.
+    /// What a power failure leaves of what was not flushed: every sector in any of its versions, as the dice fall; or
+    /// only what lies before or behind some place; or all but a few sectors; or nothing.
     pub fn crash(&self, dice: &mut Dice) -> Self {
         let state = self.state();
         let mut durable = state.durable.clone();
+        let places: Vec<u64> = state.volatile.keys().copied().collect();
+        let place = places.get(dice.roll(places.len() as u64) as usize).copied().unwrap_or(0);
+        let mode = dice.roll(5);
         for (sector, versions) in &state.volatile {
-            let pick = dice.roll(versions.len() as u64 + 1) as usize;
+            let any = dice.roll(versions.len() as u64 + 1) as usize;
+            let newest = versions.len();
+            let pick = match mode {
+                0 => any,
+                1 if *sector < place => newest,
+                2 if *sector >= place => newest,
+                3 if dice.roll(30) > 0 => newest,
+                _ => 0,
+            };
             if let Some(version) = pick.checked_sub(1).and_then(|at| versions.get(at)) {
                 durable.insert(*sector, version.clone());
             }

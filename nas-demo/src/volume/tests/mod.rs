@@ -4,4 +4,6 @@ mod basic;
 mod crash;
 mod disk;
 mod errors;
+mod model;
 mod rig;
+mod space;

@@ -61,6 +61,7 @@ impl Rig {
 
     /// Closes the volume and checks it.
     pub fn check(self) -> Report {
+        assert_eq!(self.volume.operations(), 0);
         let disk = self.disk.clone();
         drop(self);
         check_disk(&disk)
