@@ -7,6 +7,8 @@
 //! When the lender dies, its borrowers' holds live on (the window stays mapped, frozen); when the last one is dropped,
 //! the fence of that incarnation is passed, and [`Returns`] says so to the [`PassFence`] it was given.
 
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::addr::DomainId;
@@ -82,13 +84,17 @@ pub(super) struct Returns {
     peer: DomainId,
     fence: Arc<dyn PassFence>,
     bell: Arc<Bell>,
+    /// Whether there are tags: what the lane's thread asks for every message, without the lock. It may be late by a
+    /// moment, but not for a sleeper: a return either comes before [`Returns::set_sleeping`] took the lock, and is seen
+    /// after it, or finds that it has to ring.
+    due: AtomicBool,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     /// Tags to be returned.
-    tags: Vec<u16>,
+    tags: VecDeque<u16>,
     /// Holds that live.
     live: usize,
     /// The lane's thread sleeps.
@@ -101,7 +107,7 @@ struct State {
 
 impl Returns {
     pub(super) fn new(peer: DomainId, fence: Arc<dyn PassFence>, bell: Arc<Bell>) -> Arc<Self> {
-        Arc::new(Self { peer, fence, bell, state: Mutex::default() })
+        Arc::new(Self { peer, fence, bell, due: AtomicBool::new(false), state: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -119,7 +125,8 @@ impl Returns {
         let mut state = self.state();
         state.live -= 1;
         if !state.closed {
-            state.tags.push(tag);
+            state.tags.push_back(tag);
+            self.due.store(true, Ordering::Relaxed);
         }
         let ring = std::mem::take(&mut state.sleeping);
         let passed = state.dying && state.live == 0;
@@ -134,14 +141,18 @@ impl Returns {
 
     /// Up to `most` tags to return now, the oldest first.
     pub(super) fn take(&self, most: usize, tags: &mut Vec<u16>) {
+        if !self.is_due() {
+            return;
+        }
         let mut state = self.state();
         let count = most.min(state.tags.len());
         tags.extend(state.tags.drain(..count));
+        self.due.store(!state.tags.is_empty(), Ordering::Relaxed);
     }
 
     /// Whether there is something to return.
     pub(super) fn is_due(&self) -> bool {
-        !self.state().tags.is_empty()
+        self.due.load(Ordering::Relaxed)
     }
 
     /// Notes whether the lane's thread sleeps and wants to be woken for a return.
@@ -154,6 +165,7 @@ impl Returns {
         let mut state = self.state();
         state.closed = true;
         state.tags.clear();
+        self.due.store(false, Ordering::Relaxed);
     }
 
     /// The peer is dead: passes its fence now, or when the last hold is dropped.
@@ -287,12 +299,14 @@ mod tests {
     fn a_return_wakes_a_sleeping_lane() {
         let session = returns(&Arc::new(Passes::default()));
         let hold = session.borrow(9);
+        assert!(!session.is_due());
         session.set_sleeping(true);
         std::thread::spawn(move || drop(hold)).join().unwrap();
         let mut count = [0; 8];
         assert_eq!(rustix::io::read(&session.bell, &mut count), Ok(8));
         let mut tags = Vec::new();
+        assert!(session.is_due());
         session.take(10, &mut tags);
-        assert_eq!(tags, [9]);
+        assert_eq!((tags, session.is_due()), (vec![9], false));
     }
 }

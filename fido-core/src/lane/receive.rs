@@ -122,18 +122,25 @@ impl Lane {
 
 /// Makes a payload of what a frame alleges.
 fn accept(memory: &Memory, session: &Session, frame: &Frame) -> Result<(Head, Payload), Refusal> {
+    let kind = frame.head.kind;
     let payload = match frame.loan {
         0 if frame.count == 0 => Ok(Payload::new()),
         0 => Err(RefusalError::NoLoan),
         loan => borrow(memory, session, frame, session.returns.borrow(loan)),
     };
-    let kind = frame.head.kind;
-    let payload = if kind < KIND_RESERVED { payload } else { Err(RefusalError::ReservedKind { kind }) };
-    payload.map(|payload| (frame.head, payload)).map_err(|error| {
-        memory.stats().refusals.add(1);
-        tracing::warn!(peer = %session.peer, kind = frame.head.kind, %error, "a payload is refused");
-        Refusal { head: frame.head, error }
-    })
+    match payload {
+        Ok(payload) if kind < KIND_RESERVED => Ok((frame.head, payload)),
+        // The payload is dropped here, and so its loan returned.
+        Ok(_) => Err(refuse(memory, session, frame.head, RefusalError::ReservedKind { kind })),
+        Err(error) => Err(refuse(memory, session, frame.head, error)),
+    }
+}
+
+#[cold]
+fn refuse(memory: &Memory, session: &Session, head: Head, error: RefusalError) -> Refusal {
+    memory.stats().refusals.add(1);
+    tracing::warn!(peer = %session.peer, kind = head.kind, %error, "a payload is refused");
+    Refusal { head, error }
 }
 
 /// The payload under `hold`; every segment has been translated once.

@@ -347,15 +347,3 @@ fn memory_behind_a_fence_keeps_its_thread_awake_once() {
     a.flush();
     assert!(stays_awake(&mut a) && !stays_awake(&mut a));
 }
-
-#[test]
-fn a_wish_for_room_that_nobody_has_any_more_does_not_keep_its_thread_awake() {
-    let (mut a, mut b) = lane_pair(4, Transport::Pointer);
-    while a.send(head(1), Payload::new()).is_ok() {}
-    assert!(!stays_awake(&mut a), "no room");
-    assert!(matches!(a.send(head(1), Payload::new()), Err(SendError::Full(_))));
-    while b.recv().is_some() {}
-    b.flush();
-    assert!(stays_awake(&mut a), "room");
-    assert!(!stays_awake(&mut a), "nobody asked for it again");
-}
