@@ -37,6 +37,7 @@ pub fn conversation(data: &[u8]) {
             1 => Event::Arena(id),
             2 | 3 => Event::Bells(id, about as u32 % 5),
             4 => Event::Ready(id),
+            5 if about & 0x80 != 0 => Event::Mapped { by: id, of: witness.name(other, about & 0x40 != 0) },
             5 => Event::Gone(id),
             6 => passed(id, witness.name(other, about & 0x80 != 0), witness.some_fence(what / 8)),
             _ if what == 255 && about == 255 => Event::Stop,

@@ -71,6 +71,7 @@ fn a_death_is_told_fenced_and_followed_by_the_next_generation() {
     bench.link("nfs", "net", "fs", 1).link("block", "fs", "disk", 1);
     let manager = start(&bench);
     manager.wait_ready(PATIENCE).unwrap();
+    bench.wait_for("fs 1 link 2 3.1");
     manager.kill("disk").unwrap();
     assert_ne!(manager.status().domain("disk").unwrap().state, DomainState::Ready);
     let status = manager.wait_ready(PATIENCE).unwrap();
@@ -109,6 +110,17 @@ fn the_one_after_next_incarnation_waits_for_the_fence() {
     std::fs::write(bench.path("go"), "").unwrap();
     assert_eq!(manager.wait_ready(PATIENCE).unwrap().domain("disk").unwrap().generation, 3);
     assert!(bench.position("fs 1 passed 2.1") < bench.position("disk 3 ready"));
+    manager.shutdown(PATIENCE).unwrap();
+}
+
+#[test]
+fn who_does_not_map_what_it_is_given_is_killed() {
+    let mut bench = Bench::new();
+    bench.line("fence.deadline = \"200ms\"").domain("fs", &["never-maps"], &["restart = \"never\""]);
+    bench.domain("disk", &[], &[]).link("block", "fs", "disk", 1);
+    let manager = start(&bench);
+    assert!(manager.wait_until(PATIENCE, |status| status.domain("fs").unwrap().state == DomainState::Failed));
+    assert!(manager.status().domain("fs").unwrap().problem.as_ref().unwrap().contains("did not map"));
     manager.shutdown(PATIENCE).unwrap();
 }
 

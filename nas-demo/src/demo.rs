@@ -96,7 +96,7 @@ fn run_mode(nas: &Nas, spec: &Spec) -> Result<ModeResult, Box<dyn Error>> {
 
 /// The URL that libnfs's programs take.
 pub fn url(address: SocketAddr) -> String {
-    format!("nfs://{}/?nfsport={port}&mountport={port}", address.ip(), port = address.port())
+    format!("nfs://{}/export/?nfsport={port}&mountport={port}", address.ip(), port = address.port())
 }
 
 fn progress_bar(calls: u64, mode: &'static str) -> ProgressBar {

@@ -69,10 +69,14 @@ impl EventLoop {
                 }
                 self.feed(Event::Ready(id));
             }
+            FromDomain::Mapped { id: of } => {
+                let of = existing(of)?;
+                self.mappings.remove(&(id, of));
+                self.feed(Event::Mapped { by: id, of });
+            }
             FromDomain::Passed { id: dead, except } => {
-                let check = |id: WireId| id.check().ok_or_else(|| format!("it spoke of {id:?}, which cannot exist"));
-                let dead = check(dead)?;
-                let except = except.into_iter().map(check).collect::<Result<_, _>>()?;
+                let dead = existing(dead)?;
+                let except = except.into_iter().map(existing).collect::<Result<_, _>>()?;
                 tracing::debug!(domain = self.name(index), generation = %id.generation, %dead, ?except, "passed a fence");
                 self.feed(Event::Passed { by: id, dead, except });
             }
@@ -149,6 +153,7 @@ impl EventLoop {
         let Some(domain) = self.manifest.domains.get(index) else { return };
         let message = FromManager::Peer { id: of.into(), domain: domain.name.clone(), bytes: domain.arena };
         if let Some(arena) = self.of(of, |incarnation| incarnation.arena.clone()) {
+            self.mappings.insert((to, of), Instant::now() + self.manifest.fence.deadline);
             self.tell(to, message, arena);
         }
     }
@@ -186,6 +191,11 @@ impl EventLoop {
             error => self.condemn(index, &error.to_string()),
         }
     }
+}
+
+/// The incarnation that a domain speaks of.
+fn existing(id: WireId) -> Result<DomainId, String> {
+    id.check().ok_or_else(|| format!("it spoke of {id:?}, which cannot exist"))
 }
 
 fn is_eventfd(fd: &OwnedFd) -> bool {

@@ -91,6 +91,8 @@ pub(super) struct EventLoop {
     pub(super) runs: Vec<Run>,
     /// By when the survivors must have passed.
     pub(super) fences: BTreeMap<DomainId, Instant>,
+    /// By when a reader must have an owner's window in place.
+    pub(super) mappings: BTreeMap<(DomainId, DomainId), Instant>,
     pub(super) strangers: Vec<Stranger>,
     pub(super) last_stranger: u64,
     pub(super) stopping: Option<Stopping>,
@@ -128,6 +130,7 @@ impl EventLoop {
             state: State::new(Topology::of(&manifest)),
             runs: manifest.domains.iter().map(run).collect(),
             fences: BTreeMap::new(),
+            mappings: BTreeMap::new(),
             strangers: Vec::new(),
             last_stranger: 0,
             stopping: None,
@@ -237,7 +240,8 @@ impl EventLoop {
             own.chain([run.restart_at])
         });
         let stop = self.stopping.as_ref().and_then(Stopping::next_deadline);
-        let others = self.fences.values().copied().map(Some).chain([stop, self.listener_pause]);
+        let others =
+            self.fences.values().chain(self.mappings.values()).copied().map(Some).chain([stop, self.listener_pause]);
         let strangers = self.strangers.iter().map(|stranger| stranger.deadline);
         runs.chain(others).chain(strangers).flatten().min()
     }
@@ -271,6 +275,15 @@ impl EventLoop {
             self.fences.remove(&dead);
             for index in self.state.owing(dead).into_iter().filter_map(|id| self.state.index(id)).collect::<Vec<_>>() {
                 self.condemn(index, &format!("it did not let go of what came through the dead domain {dead} in time"));
+            }
+        }
+        let late: Vec<_> = self.mappings.iter().filter(|(_, at)| **at <= now).map(|(pair, _)| *pair).collect();
+        for (reader, owner) in late {
+            self.mappings.remove(&(reader, owner));
+            if self.state.is_mapping(reader, owner)
+                && let Some(index) = self.state.index(reader)
+            {
+                self.condemn(index, &format!("it did not map the arena of domain {owner} in time"));
             }
         }
         self.keep_shutdown_deadlines(now);

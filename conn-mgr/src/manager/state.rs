@@ -5,6 +5,8 @@
 //! * nobody is given the arena or the bells of a domain that the manifest does not let it have, nor those of a dead
 //!   incarnation, and each only once;
 //! * of each incarnation, a domain hears in this order, if at all: `Peer`, `Link`, `Died`, `Fenced`;
+//! * a link comes up only when everybody who may read an end of it has the window in place: whoever takes bytes from
+//!   it can forward them at once;
 //! * `Fenced` comes only when nobody can hold anything any more that came through the dead one ([`super::fences`]);
 //! * a domain is started again at once, but an incarnation never gets the place in the address space of one whose
 //!   fence is still open: there are two places per slot, for odd and even generations.
@@ -30,6 +32,13 @@ pub enum Event {
     Bells(DomainId, u32),
     /// An incarnation says that it serves.
     Ready(DomainId),
+    /// A reader has its window on an owner's arena in place.
+    Mapped {
+        /// The reader.
+        by: DomainId,
+        /// The owner.
+        of: DomainId,
+    },
     /// A survivor holds nothing that came through a dead one.
     Passed {
         /// The survivor.
@@ -98,6 +107,8 @@ struct Living {
     bells: BTreeSet<u32>,
     /// Incarnations whose arena it was given and whose fence is not complete.
     peers: BTreeSet<DomainId>,
+    /// Those of them whose window is in place.
+    mapped: BTreeSet<DomainId>,
     /// Links it was given, with the incarnation at the other end; as long as in `peers`.
     links: BTreeSet<(u32, DomainId)>,
     /// Incarnations it was told are dead. Kept after the fence: its word may come late.
@@ -147,6 +158,7 @@ impl State {
             Event::Arena(id) => self.arena(id, &mut actions),
             Event::Bells(id, link) => self.bells(id, link, &mut actions),
             Event::Ready(id) => self.ready(id, &mut actions),
+            Event::Mapped { by, of } => self.mapped(by, of, &mut actions),
             Event::Passed { by, dead, except } => self.passed(by, dead, &except, &mut actions),
             Event::Gone(id) => self.gone(id, &mut actions),
         }
@@ -163,6 +175,12 @@ impl State {
     /// Who has not passed the fence of that incarnation.
     pub fn owing(&self, dead: DomainId) -> Vec<DomainId> {
         self.fences.owing(dead).collect()
+    }
+
+    /// Whether that reader was given that arena and has not got its window in place.
+    pub fn is_mapping(&self, reader: DomainId, owner: DomainId) -> bool {
+        let living = self.index(reader).and_then(|index| self.places.get(index)?.living.as_ref());
+        living.is_some_and(|living| living.peers.contains(&owner) && !living.mapped.contains(&owner))
     }
 
     /// The links of a domain.
@@ -212,6 +230,18 @@ impl State {
         actions.push(Action::Serving(id));
     }
 
+    fn mapped(&mut self, id: DomainId, of: DomainId, actions: &mut Vec<Action>) {
+        let Some((_, living)) = self.living(id) else { return };
+        // Its word may come after the fence: then it has no meaning any more.
+        if living.peers.contains(&of) {
+            living.mapped.insert(of);
+            self.connect_all(actions);
+        } else if !living.told.contains(&of) {
+            let what = format!("it mapped the arena of {of}, which it was not given");
+            actions.push(Action::Violation(id, what));
+        }
+    }
+
     fn passed(&mut self, id: DomainId, dead: DomainId, except: &[DomainId], actions: &mut Vec<Action>) {
         let Some((_, living)) = self.living(id) else { return };
         if !living.told.contains(&dead) {
@@ -234,14 +264,31 @@ impl State {
             self.introduce(index, other, actions);
             self.introduce(other, index, actions);
         }
-        let edges: Vec<_> = self.topology.edges_of(index).copied().collect();
-        for edge in edges {
+        self.connect_all(actions);
+    }
+
+    /// Brings up the links whose time has come.
+    fn connect_all(&mut self, actions: &mut Vec<Action>) {
+        for edge in self.topology.edges.clone() {
             let [a, b] = edge.ends;
-            if let (Some(a_id), Some(b_id)) = (self.bells_there(a, edge.link), self.bells_there(b, edge.link)) {
+            if let (Some(a_id), Some(b_id)) = (self.bells_there(a, edge.link), self.bells_there(b, edge.link))
+                && self.is_readable(a)
+                && self.is_readable(b)
+            {
                 self.connect(a, edge.link, b_id, actions);
                 self.connect(b, edge.link, a_id, actions);
             }
         }
+    }
+
+    /// Whether everybody who was given the arena of `owner` has its window in place. (Those who are not there yet are
+    /// given it before they are given any link.)
+    fn is_readable(&self, owner: Index) -> bool {
+        let Some(of) = self.places.get(owner).and_then(|place| place.living.as_ref()).map(|living| living.id) else {
+            return false;
+        };
+        let mut readers = self.places.iter().filter_map(|place| place.living.as_ref());
+        readers.all(|reader| !reader.peers.contains(&of) || reader.mapped.contains(&of))
     }
 
     /// Hands the arena of `owner` to `reader`, if both are there and the manifest lets it.
@@ -289,12 +336,15 @@ impl State {
         self.fences.open(id, owing, &linked);
         actions.push(Action::Raised(id));
         self.settle(actions);
+        // Others may have waited for the dead one to map their arenas.
+        self.connect_all(actions);
     }
 
     fn settle(&mut self, actions: &mut Vec<Action>) {
         for of in self.fences.take_complete() {
             for living in self.places.iter_mut().filter_map(|place| place.living.as_mut()) {
                 living.links.retain(|(_, peer)| *peer != of);
+                living.mapped.remove(&of);
                 if living.peers.remove(&of) {
                     actions.push(Action::Fenced { to: living.id, of });
                 }
@@ -320,6 +370,7 @@ impl State {
                 ready: false,
                 bells: BTreeSet::new(),
                 peers: BTreeSet::new(),
+                mapped: BTreeSet::new(),
                 links: BTreeSet::new(),
                 told: BTreeSet::new(),
             });

@@ -14,6 +14,8 @@ use super::topology::{Edge, Index, Topology};
 #[derive(Default)]
 struct Sim {
     inbox: VecDeque<Action>,
+    /// Whose arenas it can read.
+    mapped: BTreeSet<DomainId>,
     arena: bool,
     bells: BTreeSet<u32>,
     /// Peers it is in session with.
@@ -123,6 +125,9 @@ impl World {
                 assert_eq!(edge.other(index(to)), Some(index(peer)));
                 assert!(self.sims[&to].bells.contains(&link) && self.sims[&peer].bells.contains(&link));
                 assert!(self.links.insert((to, peer, link)), "told twice");
+                let told = |reader: &DomainId| self.told.get(&(*reader, peer)) >= Some(&Told::Peer);
+                let blind = self.sims.iter().find(|(reader, sim)| told(reader) && !sim.mapped.contains(&peer));
+                assert!(blind.is_none(), "{:?} cannot read {peer} yet", blind.map(|(reader, _)| reader));
                 self.advance(to, peer, Told::Link, |told| matches!(told, Told::Peer | Told::Link));
             }
             Action::Died { to, of } => {
@@ -176,6 +181,10 @@ impl World {
     fn deliver(&mut self, id: DomainId) {
         let sim = self.sims.get_mut(&id).expect("lives");
         match sim.inbox.pop_front() {
+            Some(Action::Peer { of, .. }) => {
+                sim.mapped.insert(of);
+                self.feed(Event::Mapped { by: id, of });
+            }
             Some(Action::Link { peer, .. }) => _ = sim.sessions.insert(peer),
             Some(Action::Died { of, .. }) => {
                 if sim.sessions.remove(&of) {
@@ -354,9 +363,48 @@ fn spawned(actions: &[Action]) -> Option<DomainId> {
 
 fn start(state: &mut State, index: Index) -> DomainId {
     let id = spawned(&state.on(Event::Want(index))).expect("started");
-    state.on(Event::Arena(id));
+    let given = state.on(Event::Arena(id));
     state.on(Event::Bells(id, 1));
+    for action in given {
+        if let Action::Peer { to, of } = action {
+            state.on(Event::Mapped { by: to, of });
+        }
+    }
     id
+}
+
+#[test]
+fn a_link_waits_until_a_third_can_read_its_ends() {
+    let windows = BTreeSet::from([(2, 0)]);
+    let mut state = State::new(Topology { domains: 3, windows, ..two_linked() });
+    let third = spawned(&state.on(Event::Want(2))).expect("started");
+    state.on(Event::Arena(third));
+    let a = spawned(&state.on(Event::Want(0))).expect("started");
+    state.on(Event::Arena(a));
+    state.on(Event::Bells(a, 1));
+    assert!(state.is_mapping(third, a));
+    let b = start(&mut state, 1);
+    assert!(matches!(state.on(Event::Mapped { by: third, of: b })[..], [Action::Violation(..)]), "it was not given");
+    let up = state.on(Event::Mapped { by: third, of: a });
+    assert!(!state.is_mapping(third, a));
+    assert!(matches!(up[..], [Action::Link { .. }, Action::Link { .. }]), "{up:?}");
+}
+
+#[test]
+fn a_link_does_not_wait_for_the_dead() {
+    let mut state = State::new(Topology { domains: 3, windows: BTreeSet::from([(2, 0)]), ..two_linked() });
+    let third = spawned(&state.on(Event::Want(2))).expect("started");
+    state.on(Event::Arena(third));
+    let id = |state: &mut State, index| spawned(&state.on(Event::Want(index))).expect("started");
+    let (a, b) = (id(&mut state, 0), id(&mut state, 1));
+    for id in [a, b] {
+        state.on(Event::Arena(id));
+        state.on(Event::Bells(id, 1));
+    }
+    let links = |actions: &[Action]| actions.iter().filter(|action| matches!(action, Action::Link { .. })).count();
+    assert_eq!(links(&state.on(Event::Mapped { by: a, of: b })), 0);
+    assert_eq!(links(&state.on(Event::Mapped { by: b, of: a })), 0, "the third has not mapped a");
+    assert_eq!(links(&state.on(Event::Gone(third))), 2, "and never will");
 }
 
 #[test]

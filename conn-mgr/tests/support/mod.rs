@@ -336,6 +336,9 @@ impl Component {
                 let window = memory::open(fds[0].as_fd(), id, bytes).unwrap();
                 let counted = Peer::read(&window).unwrap().stats().messages_sent;
                 self.log(&format!("peer {domain} {id} counted {counted}"));
+                if !self.words.iter().any(|word| word == "never-maps") {
+                    self.say(&FromDomain::Mapped { id: id.into() }, &[]);
+                }
             }
             FromManager::Link { link, peer } => {
                 self.log(&format!("link {link} {}.{} lanes {}", peer.slot, peer.generation, fds.len()));

@@ -60,6 +60,10 @@ mod tests {
             Ok(())
         }
 
+        fn mapped(&self, _owner: DomainId) -> Result<(), PlatformError> {
+            Ok(())
+        }
+
         fn passed(&self, dead: DomainId) -> Result<(), PlatformError> {
             self.0.lock().unwrap().push(dead);
             Ok(())

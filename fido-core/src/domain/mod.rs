@@ -283,9 +283,16 @@ fn ports(links: &[LinkAssignment], memory: &Memory, fences: &Arc<FenceDesk>) -> 
 impl Shared {
     /// The control thread: follows the platform until the end of the appliance.
     fn follow(&self, platform: &mut dyn Platform) {
+        let reporter = platform.reporter();
         loop {
             match platform.next_event() {
-                Ok(Event::Window(window)) => self.windows.insert(Arc::new(window)),
+                Ok(Event::Window(window)) => {
+                    let owner = window.id();
+                    self.windows.insert(Arc::new(window));
+                    if let Err(error) = reporter.mapped(owner) {
+                        tracing::warn!(%owner, %error, "the manager was not told that a window is in place");
+                    }
+                }
                 Ok(Event::Link { link, peer, ringers }) => self.link_up(link, peer, ringers),
                 Ok(Event::Died(id)) => {
                     tracing::info!(peer = %id, "a peer is dead");

@@ -79,6 +79,12 @@ pub trait Reporter: Send + Sync {
     /// [`PlatformError`] if the manager cannot be told.
     fn ready(&self, notes: &BTreeMap<String, String>) -> Result<(), PlatformError>;
 
+    /// The window on an incarnation's arena is in place: addresses in it can be sent here.
+    ///
+    /// # Errors
+    /// [`PlatformError`] if the manager cannot be told.
+    fn mapped(&self, owner: DomainId) -> Result<(), PlatformError>;
+
     /// The domain holds nothing any more that came through a dead incarnation.
     ///
     /// # Errors

@@ -122,6 +122,10 @@ impl Reporter for HostReporter {
         Ok(protocol::send(self.0.as_fd(), &FromDomain::Ready { notes: notes.clone() }, &[])?)
     }
 
+    fn mapped(&self, owner: DomainId) -> Result<(), PlatformError> {
+        Ok(protocol::send(self.0.as_fd(), &FromDomain::Mapped { id: owner.into() }, &[])?)
+    }
+
     fn passed(&self, dead: DomainId) -> Result<(), PlatformError> {
         Ok(protocol::send(self.0.as_fd(), &FromDomain::Passed { id: dead.into(), except: Vec::new() }, &[])?)
     }

@@ -10,7 +10,9 @@
 //!   Arena + [memfd] --------------------------->
 //!   Bells + [eventfd, one per lane] ----------->  (one message per link; they wake this domain)
 //!   <------------------ Peer + [memfd]            (once per incarnation of each domain it may read)
-//!   <------------------ Link + [eventfds]         (after the Peer; the peer's bells of that link, in lane order)
+//!   Mapped ----------------------------------->   (that window is in place)
+//!   <------------------ Link + [eventfds]         (the peer's bells of that link, in lane order; only when everybody
+//!                                                  who may be sent bytes of either end has its window in place)
 //!   Ready ------------------------------------->
 //!   …
 //!   <------------------ Died                      (that incarnation is dead; stop using its links)
@@ -71,6 +73,11 @@ pub enum FromDomain {
     Ready {
         /// What others may want to know, such as the address it listens on.
         notes: std::collections::BTreeMap<String, String>,
+    },
+    /// Its window on that incarnation's arena is in place.
+    Mapped {
+        /// The arena's owner.
+        id: WireId,
     },
     /// It holds nothing any more that came through that dead incarnation.
     Passed {
