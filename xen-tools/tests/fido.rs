@@ -1,0 +1,90 @@
+//! The built program, from outside.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::process::{Command, Output};
+
+const NAS: &str = r#"
+appliance = "nas"
+
+[domain.net]
+program = "sh"
+arena = "256MiB"
+windows = ["disk"]
+
+[domain.fs]
+program = "sh"
+wait = "sleep"
+
+[domain.disk]
+program = "sh"
+
+[[link]]
+name = "nfs"
+between = ["net", "fs"]
+
+[[link]]
+name = "block"
+between = ["fs", "disk"]
+lanes = 2
+"#;
+
+fn fido(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_fido")).args(arguments).output().unwrap()
+}
+
+/// Exit code, standard output, standard error.
+fn check(text: &str) -> (Option<i32>, String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("nas.toml");
+    std::fs::write(&file, text).unwrap();
+    let output = fido(&["check", file.to_str().unwrap()]);
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn a_right_manifest_is_summed_up() {
+    let (code, out, err) = check(NAS);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert!(out.starts_with("ok: appliance `nas`, 3 domains, 2 links\n"), "{out}");
+    let row = |name: &str| {
+        let line = out.lines().find(|line| line.split_whitespace().next() == Some(name));
+        line.unwrap_or_else(|| panic!("no row {name} in {out}")).split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert!(row("net").starts_with("net 1 256 MiB adaptive always disk /"), "{out}");
+    assert!(row("fs").starts_with("fs 2 64 MiB sleep always - /"), "{out}");
+    assert_eq!(row("nfs"), "nfs net - fs 1 1024 pointer");
+    assert_eq!(row("block"), "block fs - disk 2 1024 pointer");
+}
+
+#[test]
+fn a_wrong_manifest_is_shown_where_it_is_wrong() {
+    let (code, out, err) = check(&NAS.replace(r#"["fs", "disk"]"#, r#"["fs", "dsk"]"#));
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert!(err.starts_with("error: ") && err.contains("`dsk`"), "{err}");
+    assert!(err.contains("nas.toml:22:18") && err.contains(r#"between = ["fs", "dsk"]"#), "{err}");
+    assert!(err.contains("^^^^^"), "{err}");
+}
+
+#[test]
+fn what_cannot_be_read_is_named() {
+    let output = fido(&["check", "/nonexistent/nas.toml"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("/nonexistent/nas.toml"));
+    for text in ["", "appliance =", "\0\u{1b}[2J"] {
+        let (code, out, err) = check(text);
+        assert_eq!((code, out.as_str()), (Some(1), ""), "{text:?}");
+        assert!(err.starts_with("error: ") && !err.contains('\u{1b}'), "{err:?}");
+    }
+}
+
+#[test]
+fn wrong_commands_are_refused_with_usage() {
+    for wrong in [&[][..], &["chekc"], &["check"], &["check", "a", "b"], &["check", "--what"]] {
+        let output = fido(wrong);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+        assert!(String::from_utf8(output.stderr).unwrap().contains("Usage: fido"), "{wrong:?}");
+    }
+    let help = String::from_utf8(fido(&["--help"]).stdout).unwrap();
+    assert!(help.contains("Exit codes:") && help.contains("check"), "{help}");
+}
