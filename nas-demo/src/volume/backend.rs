@@ -148,3 +148,93 @@ impl<Q> fmt::Debug for Region<Q> {
         f.write_str("Region")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::mutate::Limits;
+    use crate::volume::superblock::MIN_DEVICE_BYTES;
+    use crate::volume::tests::disk::{Dice, Disk, DiskQueue};
+    use fido_core::testing::private_memory;
+    use redb::{Database, ReadableDatabase, ReadableTableMetadata, StorageBackend, TableDefinition};
+
+    const ROWS: TableDefinition<(u64, u64), (u64, u64)> = TableDefinition::new("rows");
+    const ROW_BYTES: u64 = 32;
+
+    fn region(disk: &Disk) -> Region<DiskQueue> {
+        let memory = private_memory(8 << 20);
+        let queue = disk.queue(memory.clone(), 1);
+        Region::open(Blocking::new(queue, memory, Arc::new(AtomicBool::new(false))), 1).unwrap()
+    }
+
+    #[test]
+    fn the_length_is_kept_and_what_grows_is_zero() {
+        let disk = Disk::new(MIN_DEVICE_BYTES);
+        let region = region(&disk);
+        disk.poke(region.superblock().meta_start, &[7; 8192]);
+        assert_eq!(region.len().unwrap(), 0);
+        region.set_len(6000).unwrap();
+        let mut bytes = [1; 6000];
+        region.read(0, &mut bytes).unwrap();
+        assert_eq!(bytes, [0; 6000]);
+        region.write(5000, &[5; 1000]).unwrap();
+        assert!(region.write(5000, &[5; 1001]).is_err());
+        assert!(region.read(u64::MAX, &mut bytes).is_err());
+        drop(region);
+        let region = super::tests::region(&disk);
+        assert_eq!(region.len().unwrap(), 6000);
+        region.read(0, &mut bytes).unwrap();
+        assert_eq!((bytes[4999], bytes[5000], bytes[5999]), (0, 5, 5));
+    }
+
+    #[test]
+    fn beyond_the_region_it_is_full() {
+        let region = region(&Disk::new(MIN_DEVICE_BYTES));
+        let bytes = region.superblock().meta_bytes;
+        region.set_len(2 * bytes).unwrap();
+        region.write(bytes - 1, &[1]).unwrap();
+        assert!(!region.take_full());
+        assert_eq!(region.write(bytes, &[1]).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert!(region.take_full());
+        assert!(region.set_len(bytes * OVERCOMMIT).is_ok());
+        assert!(region.set_len(bytes * OVERCOMMIT + 1).is_err());
+    }
+
+    /// The limits promise that the region takes what they allow, however the rows come.
+    #[test]
+    fn the_limits_lie_within_what_the_store_takes() {
+        let disk = Disk::new(MIN_DEVICE_BYTES);
+        let region = region(&disk);
+        let limits = Limits::of(region.superblock().meta_bytes);
+        let open = || Database::builder().set_cache_size(1 << 20).create_with_backend(region.clone());
+        let database = open().unwrap();
+        let mut dice = Dice(99);
+        let mut rows = 0;
+        let failed = 'full: loop {
+            let txn = database.begin_write().unwrap();
+            {
+                let mut table = txn.open_table(ROWS).unwrap();
+                for _ in 0..200 {
+                    // Scattered keys split every page.
+                    let key = (dice.roll(1 << 40), dice.roll(1 << 40));
+                    if table.insert(key, (1, 1)).is_err() {
+                        break 'full true;
+                    }
+                }
+            }
+            if txn.commit().is_err() {
+                break true;
+            }
+            rows += 200;
+            if rows * ROW_BYTES > region.superblock().meta_bytes {
+                break false;
+            }
+        };
+        assert!(failed && region.take_full());
+        assert!(rows * ROW_BYTES > limits.commit, "{rows} rows, limit {} bytes", limits.commit);
+        assert!(limits.commit > limits.create);
+        drop(database);
+        let rows_found = open().unwrap().begin_read().unwrap().open_table(ROWS).unwrap().len().unwrap();
+        assert_eq!(rows_found, rows, "what was committed is still there");
+    }
+}

@@ -1,6 +1,6 @@
 //! Extents: which blocks of the device hold which blocks of a file, and how far the store knows it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A run of blocks of a file and the equally long run of the data region that holds them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +77,8 @@ pub enum State {
 #[derive(Debug, Default)]
 pub struct ExtentMap {
     pieces: BTreeMap<u64, (Piece, State)>,
+    /// The keys of those that are dirty, so that a commit of a few need not look at all.
+    dirty_keys: BTreeSet<u64>,
     blocks: u64,
     dirty: u64,
 }
@@ -139,13 +141,11 @@ impl ExtentMap {
             let Some((_, (piece, state))) = self.pieces.range(..=inside.file).next_back().map(|(k, v)| (*k, *v)) else {
                 continue;
             };
-            self.pieces.remove(&piece.file);
-            self.count(piece, state, false);
+            self.take(piece.file);
             let (front, rest) = piece.split(start);
             let back = rest.and_then(|rest| rest.split(end).1);
             for kept in [front, back].into_iter().flatten() {
-                self.pieces.insert(kept.file, (kept, state));
-                self.count(kept, state, true);
+                self.put(kept, state);
             }
         }
         removed
@@ -175,40 +175,47 @@ impl ExtentMap {
         if self.dirty == 0 {
             return Vec::new();
         }
-        let dirty: Vec<Piece> = self.of_state(State::Dirty).collect();
+        let dirty: Vec<Piece> = self.dirty().collect();
         for piece in &dirty {
             self.replace(*piece, State::Sent);
         }
         dirty
     }
 
-    /// The pieces in a state.
-    pub fn of_state(&self, state: State) -> impl Iterator<Item = Piece> + '_ {
-        self.pieces.values().filter(move |(_, s)| *s == state).map(|(piece, _)| *piece)
+    /// The dirty pieces.
+    pub fn dirty(&self) -> impl Iterator<Item = Piece> + '_ {
+        self.dirty_keys.iter().filter_map(|key| self.pieces.get(key)).map(|(piece, _)| *piece)
     }
 
+    /// Adds a piece where nothing is mapped, joined with its neighbours if they continue it.
     fn insert(&mut self, piece: Piece, state: State) {
-        self.count(piece, state, true);
         let mut joined = piece;
         let before = self.pieces.range(..piece.file).next_back().map(|(_, entry)| *entry);
         let after = self.pieces.range(piece.end()..).next().map(|(_, entry)| *entry);
         for (next, s) in before.into_iter().chain(after) {
             if s == state && joined.continues(next) {
-                self.pieces.remove(&next.file);
+                self.take(next.file);
                 joined = joined.hull(next);
             }
         }
-        self.pieces.insert(joined.file, (joined, state));
+        self.put(joined, state);
     }
 
-    fn count(&mut self, piece: Piece, state: State, add: bool) {
-        let dirty = if state == State::Dirty { piece.count } else { 0 };
-        if add {
-            self.blocks += piece.count;
-            self.dirty += dirty;
-        } else {
-            self.blocks -= piece.count;
-            self.dirty -= dirty;
+    fn put(&mut self, piece: Piece, state: State) {
+        self.blocks += piece.count;
+        if state == State::Dirty {
+            self.dirty += piece.count;
+            self.dirty_keys.insert(piece.file);
+        }
+        self.pieces.insert(piece.file, (piece, state));
+    }
+
+    fn take(&mut self, file: u64) {
+        let Some((piece, state)) = self.pieces.remove(&file) else { return };
+        self.blocks -= piece.count;
+        if state == State::Dirty {
+            self.dirty -= piece.count;
+            self.dirty_keys.remove(&file);
         }
     }
 }
@@ -281,6 +288,7 @@ mod tests {
                     prop_assert_eq!(found, *slot);
                 }
                 prop_assert_eq!(map.blocks() as usize, model.iter().flatten().count());
+                prop_assert_eq!(map.dirty().map(|p| p.count).sum::<u64>(), map.dirty_blocks());
                 prop_assert_eq!(map.dirty_blocks() as usize, model.iter().flatten().filter(|s| s.1 == State::Dirty).count());
             }
         }

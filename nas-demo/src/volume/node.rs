@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::extents::{ExtentMap, Run, State};
+use super::extents::{ExtentMap, Run};
 use super::job::Written;
 use super::ops::{Attr, Ino, VolumeOp};
 use super::record::Record;
@@ -158,7 +158,7 @@ impl Node {
 
     /// The runs that only this node refers to: nobody else frees them.
     pub fn unsent_runs(&self) -> Vec<Run> {
-        let dirty = self.map.iter().flat_map(|map| map.of_state(State::Dirty));
+        let dirty = self.map.iter().flat_map(ExtentMap::dirty);
         dirty.map(|piece| piece.run()).collect()
     }
 }

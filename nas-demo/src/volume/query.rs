@@ -33,7 +33,7 @@ pub fn ask(tables: &Readable, effects: &mut Effects, facts: Facts, query: &Query
         Query::Lookup { dir, name, caller } => asker.lookup(*dir, name, caller).map(Answer::Reply),
         Query::ReadLink { ino } => asker.read_link(*ino).map(Answer::Reply),
         Query::ReadDir { dir, cookie, count, caller } => {
-            asker.read_dir(*dir, *cookie, (*count).min(MAX_ENTRIES), caller).map(Answer::Reply)
+            asker.read_dir(*dir, *cookie, (*count).clamp(1, MAX_ENTRIES), caller).map(Answer::Reply)
         }
         Query::Usage => {
             asker.record(ROOT)?;

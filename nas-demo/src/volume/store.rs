@@ -157,6 +157,10 @@ impl<Q: BlockQueue + Send + 'static> Store<Q> {
     /// Makes changes in one transaction, durably. If it fails, each is tried on its own, so that only those fail that
     /// cannot be made.
     pub fn change(&mut self, mutations: &[Mutation]) -> Vec<Outcome> {
+        if self.database.is_none() && !self.reopen("it could not be opened before") {
+            // Nothing was begun: that is known.
+            return mutations.iter().map(|_| Outcome::Refused(VolumeError::Io)).collect();
+        }
         self.batch += 1;
         let mut outcomes = Vec::new();
         let Err(Fail::Broken(why)) = confined(|| self.try_change(mutations, &mut outcomes)) else { return outcomes };

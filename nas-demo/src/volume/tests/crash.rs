@@ -207,3 +207,76 @@ fn a_crash_while_formatting_is_formatted_again() {
         assert_eq!(rig.check().problems, Vec::<String>::new());
     }
 }
+
+/// Many writers, commits in the background, and a crash at any moment. Every slot of a file holds a version that is at
+/// least as new as the last one known to be stable.
+fn crash_among_many(seed: u64) {
+    const SLOT: usize = 3000;
+    const SLOTS: usize = 8;
+    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let disk = Disk::new(BYTES);
+    let eager = crate::volume::nas::Options {
+        commit_interval: std::time::Duration::from_millis(1),
+        unsent_blocks: 4,
+        ..options()
+    };
+    let mut rig = Rig::open(&disk, eager).unwrap();
+    let files: Vec<Ino> = (0..2).map(|i| rig.create(ROOT, &format!("f{i}")).unwrap()).collect();
+    for file in &files {
+        rig.truncate(*file, (SLOT * SLOTS) as u64).unwrap();
+    }
+    // Versions of each slot, oldest first, and which of them is known to be stable. Version 0 is the hole.
+    let mut versions = vec![vec![vec![0u64]; SLOTS]; files.len()];
+    let mut stable = vec![vec![0usize; SLOTS]; files.len()];
+    disk.faults(|faults| faults.dies_after = Some(dice.roll(200)));
+    for round in 1..60u64 {
+        let mut tickets = Vec::new();
+        for _ in 0..6 {
+            let (file, slot) = (dice.roll(2) as usize, dice.roll(SLOTS as u64) as usize);
+            if tickets.iter().any(|(_, f, s, _)| (*f, *s) == (file, slot)) {
+                continue;
+            }
+            let version = round * 100 + slot as u64;
+            let stability = [Stability::Unstable, Stability::FileSync][dice.roll(3) as usize / 2];
+            let op = rig.write_op(files[file], (slot * SLOT) as u64, &pattern(version, SLOT), stability);
+            versions[file][slot].push(version);
+            tickets.push((rig.submit(op), file, slot, stability));
+        }
+        for (ticket, file, slot, stability) in tickets {
+            if rig.wait(ticket).is_ok() && stability == Stability::FileSync {
+                stable[file][slot] = versions[file][slot].len() - 1;
+            }
+        }
+        let file = dice.roll(2) as usize;
+        if dice.roll(3) == 0 && !disk.is_dead() && rig.commit(files[file]).is_ok() && !disk.is_dead() {
+            for slot in 0..SLOTS {
+                stable[file][slot] = versions[file][slot].len() - 1;
+            }
+        }
+        if disk.is_dead() {
+            break;
+        }
+    }
+    let after = disk.crash(&mut dice);
+    drop(rig);
+    assert_eq!(check_disk(&after).problems, Vec::<String>::new(), "seed {seed}");
+    let mut rig = Rig::open(&after, options()).unwrap();
+    for (i, file) in files.iter().enumerate() {
+        let content = rig.content(*file);
+        for slot in 0..SLOTS {
+            let found = &content[slot * SLOT..][..SLOT];
+            let fits = versions[i][slot][stable[i][slot]..].iter().any(|version| match version {
+                0 => found.iter().all(|byte| *byte == 0),
+                version => found == pattern(*version, SLOT),
+            });
+            assert!(fits, "seed {seed}: file {i} slot {slot} is older than what was stable, or a mixture");
+        }
+    }
+}
+
+#[test]
+fn a_crash_among_many_writers_mixes_nothing() {
+    for seed in 0..30 {
+        crash_among_many(seed);
+    }
+}

@@ -167,3 +167,31 @@ fn unstable_writes_are_committed_after_a_while() {
     drop(rig);
     assert_eq!(Rig::open(&after, options()).unwrap().content(ino), b"data");
 }
+
+#[test]
+fn a_store_that_cannot_be_opened_for_a_while_comes_back() {
+    let mut rig = Rig::new(32 * MIB);
+    let ino = rig.create(ROOT, "f").unwrap();
+    rig.write(ino, 0, &pattern(1, 9000), FileSync).unwrap();
+    rig.write(ino, 4000, &pattern(2, 9000), Unstable).unwrap();
+    rig.disk.faults(|faults| faults.fail_meta = Some((4 * MIB, u64::MAX)));
+    let set = SetAttr { size: Some(4500), ..SetAttr::default() };
+    let tickets = [
+        rig.submit(VolumeOp::Commit { ino }),
+        rig.submit(VolumeOp::MakeDir { dir: ROOT, name: b"d".to_vec(), set: SetAttr::default(), caller: root() }),
+        rig.submit(VolumeOp::SetAttr { ino, set, guard: None, caller: root() }),
+    ];
+    for ticket in tickets {
+        assert_eq!(rig.wait(ticket).unwrap_err(), VolumeError::Io);
+    }
+    rig.disk.faults(|faults| faults.fail_meta = None);
+    let mut expected = pattern(1, 9000);
+    expected.truncate(4000);
+    expected.extend(pattern(2, 9000));
+    assert_eq!(rig.content(ino), expected);
+    rig.commit(ino).unwrap();
+    rig.mkdir(ROOT, "e").unwrap();
+    let mut rig = rig.reopen();
+    assert_eq!(rig.content(ino), expected);
+    assert_eq!(rig.check().problems, Vec::<String>::new());
+}

@@ -2,7 +2,7 @@
 
 mod basic;
 mod crash;
-mod disk;
+pub(super) mod disk;
 mod errors;
 mod model;
 mod rig;
