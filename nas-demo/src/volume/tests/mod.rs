@@ -4,6 +4,7 @@ mod basic;
 mod crash;
 pub(super) mod disk;
 mod errors;
+mod file;
 mod model;
 mod rig;
 mod space;
