@@ -11,24 +11,11 @@ use super::script::{FOR_THIRD, Order, digest, pattern};
 use crate::addr::{DomainId, GlobalAddr, MAX_ARENA_BYTES, Segment, Slot};
 use crate::payload::Payload;
 
-/// Waits until the third has been given its window on the judge, to which no link leads: nothing orders that before the
-/// links along the row.
-fn third_is_introduced(judge: &mut Judge) -> Result<(), Failure> {
-    for pause in (0..).map(|n| 1 << n) {
-        let payload = judge.buffer(0, 1)?;
-        if !judge.ask(Order::Digest, Details { flags: FOR_THIRD, payload, ..Details::default() })?.refused {
-            break;
-        }
-        judge.order(Order::Pause, Details { args: [pause, 0], ..Details::default() })?;
-    }
-    Ok(())
-}
-
 pub(super) fn windows_show_what_the_owner_writes(judge: &mut Judge) -> Result<(), Failure> {
-    third_is_introduced(judge)?;
+    // The very first message goes on to the third: a link is up only when everybody who may read its ends can.
     for (seed, len) in [(1u32, 1u32), (2, 64), (3, 100_003), (4, 1 << 20)] {
         let expected = digest(pattern(seed).take(len as usize));
-        for flags in [0, FOR_THIRD] {
+        for flags in [FOR_THIRD, 0] {
             let payload = judge.buffer(seed, len as usize)?;
             let seen = judge.have(Order::Digest, Details { flags, payload, ..Details::default() })?;
             judge.check(seen.args[0] == expected, "another domain reads other bytes than the judge wrote")?;
