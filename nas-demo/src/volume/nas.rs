@@ -229,6 +229,9 @@ impl<Q: BlockQueue> NasVolume<Q> {
     /// Gives an operation back if its inode (and with `extents` the mapping of a file) is in memory; otherwise it
     /// begins again when that is loaded.
     pub(super) fn need(&mut self, ino: Ino, extents: bool, parked: Parked) -> Option<Parked> {
+        if self.nodes.peek(&ino).is_some_and(|node| node.reload && !node.is_pinned()) {
+            self.nodes.remove(&ino);
+        }
         let there = self
             .nodes
             .get_mut(&ino)

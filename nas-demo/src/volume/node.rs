@@ -109,6 +109,10 @@ pub struct Node {
     pub jobs: u32,
     /// How many commits of it have failed.
     pub failures: u64,
+    /// Nobody knows whether it is as the store has it: to be loaded again as soon as nothing keeps it.
+    pub reload: bool,
+    /// The store may have mappings that only memory seems to know: then the store alone says what becomes free.
+    pub doubt: bool,
     /// Blocks that become free when the next commit is durable.
     pub owed: u64,
     /// Who changes the file now.
@@ -119,7 +123,19 @@ impl Node {
     /// A node for a stored record.
     pub fn new(record: Record) -> Self {
         let locks = Locks::default();
-        Self { record, map: None, written: None, version: 0, sent: 0, jobs: 0, failures: 0, owed: 0, locks }
+        Self {
+            record,
+            map: None,
+            written: None,
+            version: 0,
+            sent: 0,
+            jobs: 0,
+            failures: 0,
+            reload: false,
+            doubt: false,
+            owed: 0,
+            locks,
+        }
     }
 
     /// Whether it must stay in memory.
@@ -158,7 +174,7 @@ impl Node {
 
     /// The runs that only this node refers to: nobody else frees them.
     pub fn unsent_runs(&self) -> Vec<Run> {
-        let dirty = self.map.iter().flat_map(ExtentMap::dirty);
+        let dirty = self.map.iter().filter(|_| !self.doubt).flat_map(ExtentMap::dirty);
         dirty.map(|piece| piece.run()).collect()
     }
 }

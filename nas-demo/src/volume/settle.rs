@@ -41,6 +41,8 @@ pub(super) struct Sent {
     pub pieces: Vec<Piece>,
     /// Blocks that it makes free.
     pub owed: u64,
+    /// Whether the store may have some of the pieces already: then it alone says what becomes free.
+    pub doubt: bool,
     /// The inode's failed commits when it was sent: what failed after that was meant to be durable before this.
     pub failures: u64,
 }
@@ -67,7 +69,8 @@ impl<Q: BlockQueue> NasVolume<Q> {
         }
         let pieces = node.map.as_mut().map(ExtentMap::send_dirty).unwrap_or_default();
         let (owed, failures) = (std::mem::take(&mut node.owed), node.failures);
-        let sent = Sent { ino, version: node.version, pieces: pieces.clone(), owed, failures };
+        let (version, doubt) = (node.version, node.doubt);
+        let sent = Sent { ino, version, pieces: pieces.clone(), owed, doubt, failures };
         node.sent = node.version;
         node.jobs += 1;
         self.owing.remove(&ino);
@@ -197,7 +200,7 @@ impl<Q: BlockQueue> NasVolume<Q> {
 
     /// What has become of the changes that a job carried.
     fn settle_sent(&mut self, sent: Sent, done: bool, known: bool) {
-        let Sent { ino, version, pieces, owed, .. } = sent;
+        let Sent { ino, version, pieces, owed, doubt, .. } = sent;
         let mut gone = Vec::new();
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.jobs = node.jobs.saturating_sub(1);
@@ -210,8 +213,10 @@ impl<Q: BlockQueue> NasVolume<Q> {
             }
             if done && node.version == version {
                 node.written = None;
+                node.doubt = false;
             }
             if !done {
+                node.doubt |= !known;
                 node.owed += owed;
                 node.failures += 1;
                 if node.written.is_some() && !node.is_unsent() {
@@ -227,7 +232,7 @@ impl<Q: BlockQueue> NasVolume<Q> {
         }
         // If it is done, the store refers to them, and the commit of what displaced them frees them. If nobody knows,
         // they stay taken until the next mount.
-        if !done && known {
+        if !done && known && !doubt {
             gone.into_iter().for_each(|piece| self.free(piece.run()));
         }
     }
@@ -247,7 +252,8 @@ impl<Q: BlockQueue> NasVolume<Q> {
                     old.extend(map.replace(tail, State::Stored));
                 }
                 // What the store knew, it has freed itself.
-                free.extend(old.iter().filter(|(_, state)| *state == State::Dirty).map(|(piece, _)| piece.run()));
+                let own = |(_, state): &&(Piece, State)| *state == State::Dirty && !node.doubt;
+                free.extend(old.iter().filter(own).map(|(piece, _)| piece.run()));
             }
         }
         free.into_iter().for_each(|run| self.free(run));
@@ -323,7 +329,10 @@ impl<Q: BlockQueue> NasVolume<Q> {
     /// Nobody knows what the store holds: forgets all that can be read again.
     fn forget(&mut self) {
         self.names.retain(|_, _| false);
-        self.nodes.retain(|_, node| node.is_pinned());
+        self.nodes.retain(|_, node| {
+            node.reload = true;
+            node.is_pinned()
+        });
     }
 
     /// Adds to the attributes in an answer of the store what writes have changed since.

@@ -233,7 +233,7 @@ impl<Q: BlockQueue> NasVolume<Q> {
         let Some(map) = node.map.as_mut() else { return };
         let mut free = Vec::new();
         for (old, state) in map.replace(piece, State::Dirty) {
-            if state == State::Dirty {
+            if state == State::Dirty && !node.doubt {
                 free.push(old.run());
             } else {
                 node.owed += old.count;

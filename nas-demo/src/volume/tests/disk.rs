@@ -35,6 +35,8 @@ pub struct Faults {
     pub fail_writes_from: Option<u64>,
     /// So many writes or flushes below the offset fail.
     pub fail_meta: Option<(u64, u64)>,
+    /// After so many more flushes all of them fail.
+    pub flushes_left: Option<u64>,
     /// Every nth read gets no buffer.
     pub no_buffer_every: Option<u64>,
     /// Reads are held back.
@@ -209,8 +211,11 @@ impl State {
                 Ok(Payload::new())
             }
             BlockOp::Flush => {
-                if self.fault(0) {
+                if self.fault(0) || self.faults.flushes_left == Some(0) {
                     return Err(FAILED);
+                }
+                if let Some(left) = &mut self.faults.flushes_left {
+                    *left -= 1;
                 }
                 self.flush();
                 Ok(Payload::new())

@@ -195,3 +195,48 @@ fn a_store_that_cannot_be_opened_for_a_while_comes_back() {
     assert_eq!(rig.content(ino), expected);
     assert_eq!(rig.check().problems, Vec::<String>::new());
 }
+
+/// The commit reaches the device, but its flush fails, and the store cannot be opened to see: whatever comes then, no
+/// block is freed twice, and everything that is written afterwards counts.
+#[test]
+fn a_commit_that_nobody_knows_of_does_no_harm() {
+    for (flushes, then) in [(1, "write"), (1, "remove"), (1, "cut"), (2, "write"), (0, "remove"), (0, "write")] {
+        let mut rig = Rig::new(32 * MIB);
+        let ino = rig.create(ROOT, "f").unwrap();
+        rig.write(ino, 0, &pattern(1, 9000), FileSync).unwrap();
+        rig.write(ino, 4000, &pattern(2, 9000), Unstable).unwrap();
+        rig.disk.faults(|faults| faults.flushes_left = Some(flushes));
+        let committed = rig.commit(ino);
+        assert!(committed.is_ok() || committed == Err(VolumeError::Io));
+        rig.disk.faults(|faults| faults.flushes_left = None);
+        let mut expected = pattern(1, 9000);
+        expected.truncate(4000);
+        expected.extend(pattern(2, 9000));
+        assert_eq!(rig.content(ino), expected, "{flushes} {then}");
+        match then {
+            "write" => {
+                rig.write(ino, 8000, &pattern(3, 6000), Unstable).unwrap();
+                expected.truncate(8000);
+                expected.extend(pattern(3, 6000));
+                rig.commit(ino).unwrap();
+            }
+            "cut" => {
+                rig.truncate(ino, 4500).unwrap();
+                expected.truncate(4500);
+            }
+            _ => rig.remove(ROOT, "f").unwrap(),
+        }
+        // Other files take what has become free.
+        let other = rig.create(ROOT, "g").unwrap();
+        rig.write(other, 0, &pattern(4, 1 << 20), FileSync).unwrap();
+        if then != "remove" {
+            assert_eq!(rig.content(ino), expected, "{flushes} {then}");
+        }
+        let mut rig = rig.reopen();
+        assert_eq!(rig.content(other), pattern(4, 1 << 20));
+        if then != "remove" {
+            assert_eq!(rig.content(ino), expected, "{flushes} {then}");
+        }
+        assert_eq!(rig.check().problems, Vec::<String>::new());
+    }
+}
