@@ -49,7 +49,7 @@ pub enum Transport {
 pub enum WaitStrategy {
     /// Never sleep: for lanes whose threads have a core each.
     Spin,
-    /// Spin briefly where that has been paying off, then sleep.
+    /// Spin briefly where there are processors enough and it has been paying off, then sleep.
     #[default]
     Adaptive,
     /// Sleep at once.
@@ -88,6 +88,8 @@ pub struct Assignment {
     pub arena_bytes: u64,
     /// Its links, at most one to each peer and name.
     pub links: Vec<LinkAssignment>,
+    /// How many domains the appliance has.
+    pub domains: u16,
     /// How its threads wait.
     pub wait: WaitStrategy,
     /// The processors its threads may run on; empty for all.

@@ -33,6 +33,8 @@ pub mod payload;
 #[cfg(not(loom))]
 pub mod platform;
 #[cfg(not(loom))]
+mod spin;
+#[cfg(not(loom))]
 pub mod stats;
 #[cfg(not(loom))]
 pub mod testing;

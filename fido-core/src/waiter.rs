@@ -2,19 +2,18 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
+use crate::arena::OwnArena;
 use crate::assignment::WaitStrategy;
+use crate::memory::Memory;
+use crate::spin::Spin;
 use crate::wait::Source;
 
-/// The longest the adaptive strategy spins before it sleeps: what waking a sleeper costs, about. (Karlin et al. 1994:
-/// spinning as long as a block costs is at most twice as bad as knowing the future.)
-const MAX_SPIN: Duration = Duration::from_micros(24);
-/// The shortest spin that is still a try.
-const MIN_SPIN: Duration = Duration::from_micros(2);
 /// Rounds of the pause instruction between two looks at the sources.
 const PAUSES: u32 = 16;
 
@@ -26,42 +25,47 @@ pub struct Waiter {
     watched: Vec<RawFd>,
     /// When the present idle time began.
     idle_since: Option<Instant>,
-    /// How long to spin, learned from how long waits were. Zero: spinning has not been paying off.
-    spin: Duration,
-    sleeps: u64,
+    spin: Spin,
+    /// Whose counters say how often it slept.
+    arena: Option<Arc<OwnArena>>,
 }
 
 impl Waiter {
-    /// A waiter.
+    /// A waiter of a thread that waits for one other.
     ///
     /// # Errors
     /// The kernel's, if there is no descriptor left.
     pub fn new(strategy: WaitStrategy) -> io::Result<Self> {
-        let alone = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
+        Self::among(strategy, 2)
+    }
+
+    /// A waiter of one of `threads` threads that wait for each other. The adaptive strategy spins only where each of
+    /// them can have a processor: else the spinner holds up the one it waits for.
+    ///
+    /// # Errors
+    /// The kernel's, if there is no descriptor left.
+    pub fn among(strategy: WaitStrategy, threads: usize) -> io::Result<Self> {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             strategy,
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
             watched: Vec::new(),
             idle_since: None,
-            spin: if alone { Duration::ZERO } else { MAX_SPIN },
-            sleeps: 0,
+            // Whoever is alone in its appliance still waits for the world outside.
+            spin: Spin::new(processors >= threads.max(2)),
+            arena: None,
         })
     }
 
-    /// How often it has slept.
-    pub fn sleeps(&self) -> u64 {
-        self.sleeps
+    /// Counts sleeps in the domain's counters from now on.
+    pub fn counting_in(self, memory: &Memory) -> Self {
+        Self { arena: Some(memory.arena().clone()), ..self }
     }
 
     /// The last round found work.
     pub fn busy(&mut self) {
-        if let Some(since) = self.idle_since.take()
-            && self.strategy == WaitStrategy::Adaptive
-            && self.spin > Duration::ZERO
-            && since.elapsed() <= self.spin
-        {
-            // Spinning was enough: keep at it.
-            self.spin = (self.spin * 2).min(MAX_SPIN);
+        if self.idle_since.take().is_some() {
+            self.spin.waited(true);
         }
     }
 
@@ -74,7 +78,7 @@ impl Waiter {
         let since = *self.idle_since.get_or_insert_with(Instant::now);
         let spins = match self.strategy {
             WaitStrategy::Spin => true,
-            WaitStrategy::Adaptive => since.elapsed() < self.spin,
+            WaitStrategy::Adaptive => since.elapsed() < self.spin.budget(),
             WaitStrategy::Sleep => false,
         };
         if spins {
@@ -89,6 +93,7 @@ impl Waiter {
         // What is ready at this look may turn out to be nothing: the spin before it was this idle time's only one.
         if !sources.iter_mut().any(|source| source.ready()) {
             self.sleep(timeout)?;
+            self.spin.waited(false);
             self.idle_since = None;
         }
         sources.iter_mut().for_each(|source| source.disarm());
@@ -96,27 +101,16 @@ impl Waiter {
     }
 
     fn sleep(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.sleeps += 1;
-        let began = Instant::now();
+        if let Some(arena) = &self.arena {
+            arena.stats().sleeps.add(1);
+            arena.stats().syscalls.add(1);
+        }
         let timeout = timeout.and_then(|limit| rustix::event::Timespec::try_from(limit).ok());
         let mut events = [const { std::mem::MaybeUninit::uninit() }; 16];
         match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
         }
-        if self.strategy == WaitStrategy::Adaptive {
-            self.learn(began.elapsed());
-        }
-        Ok(())
-    }
-
-    /// A short sleep would have been a successful spin; a long one says that spinning was for nothing.
-    fn learn(&mut self, slept: Duration) {
-        if self.spin == Duration::ZERO {
-            // One processor: whoever we wait for needs it.
-            return;
-        }
-        self.spin = if slept < 2 * MAX_SPIN { (self.spin * 2).min(MAX_SPIN) } else { (self.spin / 2).max(MIN_SPIN) };
     }
 
     /// Makes the epoll set that of `sources`; nothing to do if they are the same as last time.
@@ -162,24 +156,31 @@ mod tests {
         }
     }
 
+    /// A waiter and the memory that counts its sleeps.
+    fn counted(strategy: WaitStrategy) -> (Waiter, Memory) {
+        let memory = crate::testing::private_memory(1 << 20);
+        (Waiter::new(strategy).unwrap().counting_in(&memory), memory)
+    }
+
     #[test]
     fn spinners_never_sleep() {
-        let mut waiter = Waiter::new(WaitStrategy::Spin).unwrap();
+        let (mut waiter, memory) = counted(WaitStrategy::Spin);
         for _ in 0..10 {
             waiter.idle(&mut [], Some(Duration::ZERO)).unwrap();
         }
-        assert_eq!(waiter.sleeps(), 0);
+        assert_eq!(memory.stats().sleeps.get(), 0);
     }
 
     #[test]
     fn an_idle_time_lasts_until_a_sleep_or_work() {
-        let mut waiter = Waiter::new(WaitStrategy::Sleep).unwrap();
+        let (mut waiter, memory) = counted(WaitStrategy::Sleep);
+        let sleeps = || memory.stats().sleeps.get();
         let mut source = Restless(crate::bell::Bell::new().unwrap());
         waiter.idle(&mut [&mut source], None).unwrap();
-        assert!(waiter.sleeps() == 0 && waiter.idle_since.is_some());
+        assert!(sleeps() == 0 && waiter.idle_since.is_some());
         waiter.busy();
         assert!(waiter.idle_since.is_none());
         waiter.idle(&mut [], Some(Duration::ZERO)).unwrap();
-        assert!(waiter.sleeps() == 1 && waiter.idle_since.is_none());
+        assert!(sleeps() == 1 && waiter.idle_since.is_none());
     }
 }

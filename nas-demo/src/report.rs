@@ -89,12 +89,13 @@ fn costs(text: &mut String, results: &[ModeResult]) {
     }
     text.push('\n');
     type Value = fn(&ModeResult) -> f64;
-    let rows: [(&str, Value); 9] = [
+    let rows: [(&str, Value); 10] = [
         ("payload bytes copied per payload byte", |r| ratio(r.cost.stats.payload_bytes_copied, r.bytes())),
         ("header bytes copied per payload byte", |r| ratio(r.cost.stats.header_bytes_copied, r.bytes())),
         ("context switches per call", |r| ratio(r.cost.switches, r.calls())),
         ("system calls per call (own count)", |r| ratio(r.cost.stats.syscalls, r.calls())),
         ("messages between domains per call", |r| ratio(r.cost.stats.messages_sent, r.calls())),
+        ("sleeps per call", |r| ratio(r.cost.stats.sleeps, r.calls())),
         ("doorbells rung per call", |r| ratio(r.cost.stats.bells_rung, r.calls())),
         ("doorbells suppressed per call", |r| ratio(r.cost.stats.bells_suppressed, r.calls())),
         ("processor microseconds per call", |r| r.cost.cpu.as_secs_f64() * 1e6 / r.calls().max(1) as f64),

@@ -258,6 +258,7 @@ impl Manifest {
             arena_bytes: domain.arena,
             links,
             wait: domain.wait,
+            domains: self.domains.len() as u16,
             cpus: domain.cpus.clone(),
             params: domain.params.clone(),
         })

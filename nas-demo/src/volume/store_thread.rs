@@ -4,16 +4,16 @@
 //! one transaction (group commit), while the next jobs gather. Results arrive in the order in which they became true.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
+use fido_core::bell::{Bell, Ringer};
 use fido_core::memory::Memory;
 use fido_core::wait::Source;
 use mmblk::queue::BlockQueue;
-use rustix::event::{EventfdFlags, eventfd};
 
 use super::backend::Region;
 use super::blocking::Blocking;
@@ -42,7 +42,7 @@ pub struct StoreHandle {
     batch: Vec<Job>,
     results: Receiver<Vec<(u64, Outcome)>>,
     arrived: VecDeque<(u64, Outcome)>,
-    wake: Arc<OwnedFd>,
+    wake: Arc<Bell>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -60,7 +60,7 @@ impl StoreHandle {
         let (jobs, inbox) = channel::<Vec<Job>>();
         let (outbox, results) = channel();
         let (opened, opening) = channel();
-        let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(std::io::Error::from)?);
+        let wake = Arc::new(Bell::new()?);
         let stop = Arc::new(AtomicBool::new(false));
         let device = Blocking::new(queue, memory, stop.clone());
         let bell = wake.clone();
@@ -129,10 +129,8 @@ impl Source for StoreHandle {
         !self.arrived.is_empty()
     }
 
-    fn disarm(&mut self) {
-        let mut count = [0; 8];
-        // Nothing to reset is fine, too.
-        let _ = rustix::io::read(&*self.wake, &mut count);
+    fn edge_triggered(&self) -> bool {
+        true
     }
 }
 
@@ -153,7 +151,7 @@ fn run<Q: BlockQueue + Send + 'static>(
     mut store: Store<Q>,
     inbox: &Receiver<Vec<Job>>,
     outbox: &Sender<Vec<(u64, Outcome)>>,
-    bell: &OwnedFd,
+    bell: &Bell,
 ) {
     while let Ok(mut jobs) = inbox.recv() {
         while jobs.len() < MAX_BATCH
@@ -194,12 +192,11 @@ fn sort(jobs: Vec<Job>) -> (Numbered<Query>, Numbered<Mutation>) {
 }
 
 /// Sends results and wakes the event loop; `false` if it is gone.
-fn deliver(ids: Vec<u64>, outcomes: Vec<Outcome>, outbox: &Sender<Vec<(u64, Outcome)>>, bell: &OwnedFd) -> bool {
+fn deliver(ids: Vec<u64>, outcomes: Vec<Outcome>, outbox: &Sender<Vec<(u64, Outcome)>>, bell: &Bell) -> bool {
     if ids.is_empty() {
         return true;
     }
     let sent = outbox.send(ids.into_iter().zip(outcomes).collect()).is_ok();
-    // An eventfd only refuses when it is at its maximum, and then it is readable anyway.
-    let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+    bell.ring();
     sent
 }

@@ -47,13 +47,17 @@ impl Source for Timer {
         self.fd.as_fd()
     }
 
+    /// Each expiry is an edge of its own: nobody has to read the timer.
+    fn edge_triggered(&self) -> bool {
+        true
+    }
+
     fn ready(&mut self) -> bool {
         self.set.is_some_and(|at| at <= Instant::now())
     }
 
     fn disarm(&mut self) {
-        let mut count = [0; 8];
-        if rustix::io::read(&self.fd, &mut count).is_ok() {
+        if self.ready() {
             self.set = None;
         }
     }
