@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use conn_mgr::manager::{Manager, Options, Status};
-use conn_mgr::manifest::{Domain, Link, Manifest};
+use conn_mgr::manifest::{Domain, Link, Manifest, Restart};
 use fido_core::assignment::WaitStrategy;
 use fido_core::conformance::{self, ALL_CASES, LOWER_LINK, PASSED, ROLES, UPPER_LINK};
 use fido_core::platform::host::protocol::DOMAIN_VARIABLE;
@@ -36,6 +36,8 @@ fn manifest(wait: WaitStrategy) -> Manifest {
     }
     let [judge, peer, third] = ROLES;
     manifest.domains[2].windows.push(judge.into());
+    // A second life of the judge would find the others in the middle of the script, and its verdict say nothing.
+    manifest.domains[0].restart.when = Restart::Never;
     for (name, a, b) in [(UPPER_LINK, judge, peer), (LOWER_LINK, peer, third)] {
         let mut link = Link::new(name, a, b);
         link.slots = 16;
