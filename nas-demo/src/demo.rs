@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use conn_mgr::{Manager, Options};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tempfile::TempDir;
@@ -63,8 +62,7 @@ pub fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
 }
 
 fn run_mode(nas: &Nas, spec: &Spec) -> Result<ModeResult, Box<dyn Error>> {
-    let manager = Manager::start(nas.manifest()?, Options::default())?;
-    manager.wait_ready(PATIENCE)?;
+    let manager = nas.start(PATIENCE)?;
     let pids: Vec<String> = manager
         .status()
         .domains

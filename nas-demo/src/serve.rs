@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use conn_mgr::manager::Status;
-use conn_mgr::{Manager, Options, signals};
+use conn_mgr::signals;
 
 use crate::appliance::{Mode, Nas, fixed_port};
 use crate::cli::Cli;
@@ -41,8 +41,7 @@ pub fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
         print!("{}", nas.manifest_text());
         return Ok(());
     }
-    let manager = Manager::start(nas.manifest()?, Options::default())?;
-    manager.wait_ready(PATIENCE)?;
+    let manager = nas.start(PATIENCE)?;
     println!("{}", url(nas.listen));
     println!("image {}, mode {}; try: nfs-ls '{}'; end with Ctrl-C", nas.image.display(), mode.name(), url(nas.listen));
     let mut shown = BTreeMap::new();

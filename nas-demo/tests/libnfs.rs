@@ -394,6 +394,7 @@ fn bad_starts_are_told_apart() {
         let text = fails_to_start(&mut command("split", image, size, listen)).text;
         assert!(text.contains(word), "{name}: the message lacks {word:?}:\n{text}");
         assert!(!text.contains("panicked"), "{name}:\n{text}");
+        assert!(text.matches("will be restarted").count() <= 1, "{name}: nothing is tried again:\n{text}");
     };
 
     let taken = std::net::TcpListener::bind(any).expect("a port");
