@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fs;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -39,6 +39,7 @@ pub fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
          writes are unstable and end with a commit; every record read is checked\n",
         spec.depth
     );
+    warm_up(scratch.path(), spec.written_bytes())?;
     let mut results = Vec::new();
     for mode in modes {
         let nas = Nas {
@@ -58,6 +59,23 @@ pub fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
         write_json(file, &results)?;
         println!("raw results: {}", file.display());
     }
+    Ok(())
+}
+
+/// Writes and removes a file as large as what a mode writes. Memory that a virtual machine has not used yet is slow the
+/// first time, and the first mode would pay for it.
+fn warm_up(directory: &Path, bytes: u64) -> Result<(), Box<dyn Error>> {
+    let path = directory.join("warm-up");
+    let failed = |error: std::io::Error| format!("cannot write {}: {error}; try --dir", path.display());
+    let bar = progress_bar(bytes >> 20, "warming up");
+    let chunk = vec![0; 1 << 20];
+    let mut file = fs::File::create(&path).map_err(failed)?;
+    for _ in 0..bytes >> 20 {
+        file.write_all(&chunk).map_err(failed)?;
+        bar.inc(1);
+    }
+    fs::remove_file(&path).map_err(failed)?;
+    bar.finish_and_clear();
     Ok(())
 }
 

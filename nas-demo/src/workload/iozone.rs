@@ -49,6 +49,12 @@ impl Spec {
         self.records.iter().map(calls).sum()
     }
 
+    /// The bytes that a run writes.
+    pub fn written_bytes(&self) -> u64 {
+        let bytes = |(record, file): &(u32, u64)| 2 * file + self.random_of(*record, *file) * u64::from(*record);
+        self.records.iter().map(bytes).sum()
+    }
+
     /// Calls of one random phase: no more than the file has records.
     fn random_of(&self, record: u32, file: u64) -> u64 {
         self.random_calls.min(file / u64::from(record))
