@@ -142,18 +142,29 @@ fn who_does_not_pass_the_fence_is_killed() {
 #[test]
 fn the_restart_limit_ends_in_failure_and_the_others_go_on() {
     let mut bench = Bench::new();
-    bench.domain("bad", &["crash"], &["restart-limit = 2", "restart-delay = \"1ms\""]).domain("good", &[], &[]);
+    bench.domain("bad", &["abort"], &["restart-limit = 2", "restart-delay = \"1ms\""]).domain("good", &[], &[]);
     bench.domain("late", &[], &["after = [\"bad\"]"]);
     let manager = start(&bench);
     let WaitError::Failed { domain, problem } = manager.wait_ready(PATIENCE).unwrap_err() else { panic!() };
     assert_eq!(domain, "bad");
-    assert!(problem.contains("restart limit") && problem.contains("exit status: 3"), "{problem}");
+    assert!(problem.contains("restart limit") && problem.contains("signal: 6"), "{problem}");
     assert!(manager.wait_until(PATIENCE, |s| s.domain("good").unwrap().state == DomainState::Ready));
     let status = manager.status();
     assert_eq!((status.domain("bad").unwrap().generation, status.domain("bad").unwrap().restarts), (3, 2));
     assert_eq!(status.domain("late").unwrap().state, DomainState::Waiting);
     manager.shutdown(PATIENCE).unwrap();
     assert_eq!(bench.log().iter().filter(|line| line.starts_with("bad pid")).count(), 3);
+}
+
+#[test]
+fn who_gives_up_at_its_first_start_is_not_started_again() {
+    let mut bench = Bench::new();
+    bench.domain("bad", &["crash"], &[]);
+    let manager = start(&bench);
+    let error = manager.wait_ready(PATIENCE).unwrap_err().to_string();
+    assert!(error.contains("gave up") && error.contains("exit status: 3"), "{error}");
+    assert_eq!(manager.status().domain("bad").unwrap().generation, 1);
+    manager.shutdown(PATIENCE).unwrap();
 }
 
 #[test]

@@ -68,7 +68,7 @@ impl EventLoop {
             }
             Err(error) => {
                 let problem = format!("cannot start {}: {error}", domain.program.display());
-                self.ended(index, id, End { clean: false, was_ready: false }, problem);
+                self.ended(index, id, End { clean: false, exited: true, was_ready: false }, problem);
             }
         }
     }
@@ -123,6 +123,7 @@ impl EventLoop {
         let Some(status) = incarnation.process.reap() else { return };
         let (id, was_ready) = (incarnation.id, incarnation.ready);
         let clean = status.as_ref().is_ok_and(|status| status.success());
+        let exited = incarnation.condemned.is_none() && status.as_ref().is_ok_and(|status| status.code().is_some());
         let ending = match status {
             Ok(status) => status.to_string(),
             Err(error) => format!("exit status unknown: {error}"),
@@ -133,7 +134,7 @@ impl EventLoop {
             None => format!("it ended before it was ready ({ending})"),
         };
         run.incarnation = None;
-        self.ended(index, id, End { clean, was_ready }, problem);
+        self.ended(index, id, End { clean, exited, was_ready }, problem);
     }
 
     /// An incarnation is gone: tells the others, and decides about the next one.

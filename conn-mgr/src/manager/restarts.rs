@@ -13,6 +13,8 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5);
 pub struct End {
     /// Exit status 0, not killed.
     pub clean: bool,
+    /// By itself, with whatever exit status: not killed.
+    pub exited: bool,
     /// It had been ready before.
     pub was_ready: bool,
 }
@@ -33,20 +35,25 @@ pub enum Verdict {
 pub struct Restarts {
     policy: RestartPolicy,
     recent: VecDeque<Instant>,
+    /// It has been ready once: it can work.
+    proven: bool,
 }
 
 impl Restarts {
     /// A domain that has not been restarted.
     pub fn new(policy: RestartPolicy) -> Self {
-        Self { policy, recent: VecDeque::new() }
+        Self { policy, recent: VecDeque::new(), proven: false }
     }
 
     /// Judges an end; a restart that it grants is counted.
     pub fn judge(&mut self, end: End, now: Instant) -> Verdict {
         let in_order = end.clean && end.was_ready;
+        self.proven |= end.was_ready;
         match self.policy.when {
             Restart::Never | Restart::OnFailure if in_order => return Verdict::Ended,
             Restart::Never => return Verdict::Failed("it ended and is not to be restarted"),
+            // A component that gives up at its first start has said why, and would say it again.
+            _ if end.exited && !self.proven => return Verdict::Failed("it gave up before it was ever ready"),
             Restart::Always | Restart::OnFailure => {}
         }
         while self.recent.front().is_some_and(|&then| now.saturating_duration_since(then) >= self.policy.window) {
@@ -66,9 +73,9 @@ impl Restarts {
 mod tests {
     use super::*;
 
-    const CRASH: End = End { clean: false, was_ready: true };
-    const DONE: End = End { clean: true, was_ready: true };
-    const EARLY: End = End { clean: true, was_ready: false };
+    const CRASH: End = End { clean: false, exited: false, was_ready: true };
+    const DONE: End = End { clean: true, exited: true, was_ready: true };
+    const EARLY: End = End { clean: false, exited: false, was_ready: false };
 
     fn restarts(when: Restart, limit: u32) -> Restarts {
         let (window, delay) = (Duration::from_secs(60), Duration::from_millis(10));
@@ -89,6 +96,17 @@ mod tests {
                 assert_eq!(verdict == Verdict::Ended, !restart && end == DONE, "{when:?} {end:?}");
             }
         }
+    }
+
+    #[test]
+    fn who_gives_up_at_once_is_not_asked_again() {
+        let now = Instant::now();
+        let gave_up = End { clean: false, exited: true, was_ready: false };
+        let mut restarts = restarts(Restart::Always, 10);
+        assert!(matches!(restarts.judge(EARLY, now), Verdict::Restart(_)), "killed: that says nothing of it");
+        assert!(matches!(restarts.judge(gave_up, now), Verdict::Failed(_)));
+        assert!(matches!(restarts.judge(CRASH, now), Verdict::Restart(_)));
+        assert!(matches!(restarts.judge(gave_up, now), Verdict::Restart(_)), "it could work once");
     }
 
     #[test]

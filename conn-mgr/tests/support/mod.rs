@@ -154,6 +154,9 @@ impl Component {
         if word("crash") {
             std::process::exit(3);
         }
+        if word("abort") {
+            std::process::abort();
+        }
         if word("never-connect") {
             loop {
                 std::thread::sleep(Duration::from_secs(1));

@@ -51,7 +51,7 @@ impl FileOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// There is nothing at that path.
-    #[error("{}: no such image; create it, or give the size it shall have", path.display())]
+    #[error("{}: no such image, or no such folder for it; create it, or give the size it shall have", path.display())]
     Missing {
         /// The path in question.
         path: PathBuf,
