@@ -6,7 +6,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use conn_mgr::manager::{DomainState, DomainStatus, Status};
 use conn_mgr::manifest::{Manifest, ManifestError};
 use conn_mgr::{Manager, Options};
 
@@ -73,20 +72,14 @@ impl Nas {
 
     /// Starts it and waits until it serves.
     ///
-    /// A domain that fails at its very first start would fail at the next ones too (the port is taken, the image is
-    /// somebody else's), so nothing is tried again: it has said why.
-    ///
     /// # Errors
     /// Whatever keeps it from serving.
     pub fn start(&self, patience: Duration) -> Result<Manager, Box<dyn Error>> {
         let manager = Manager::start(self.manifest()?, Options::default())?;
-        manager.wait_until(patience, |status| status.is_ready() || stumbled(status).is_some());
-        if let Some(domain) = stumbled(&manager.status()) {
-            let (name, problem) = (&domain.name, domain.problem.as_deref().unwrap_or("it ended"));
-            return Err(format!("domain {name} does not start: {problem}; what it said of it is above").into());
+        match manager.wait_ready(patience) {
+            Ok(_) => Ok(manager),
+            Err(error) => Err(format!("{error}; what it said of it is above").into()),
         }
-        manager.wait_ready(Duration::ZERO)?;
-        Ok(manager)
     }
 
     fn split(&self, text: &mut String, transport: &str) {
@@ -129,12 +122,6 @@ impl Nas {
     fn listen_param(&self) -> String {
         format!("listen = \"{}\"\n", self.listen)
     }
-}
-
-/// The domain whose first start has failed, if there is one.
-fn stumbled(status: &Status) -> Option<&DomainStatus> {
-    let gone = |domain: &&DomainStatus| matches!(domain.state, DomainState::Restarting | DomainState::Failed);
-    status.domains.iter().find(|domain| gone(domain) || domain.restarts > 0)
 }
 
 /// A path as a TOML string.
