@@ -12,6 +12,8 @@ use crate::appliance::Mode;
 /// Without options: starts it split, copying and monolithic in turn, runs an IOzone-style workload against each
 /// through real NFS calls over TCP, and prints one table. With --serve: starts one and serves until Ctrl-C.
 ///
+/// RUST_LOG sets what is logged, for example RUST_LOG=info.
+///
 /// Exit status: 0 success, 1 something failed (the message says what), 2 wrong usage.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
