@@ -81,6 +81,13 @@ impl Payload {
         self.parts.push(Part { segment, hold });
     }
 
+    /// Lets go of the holds for which `gone` says so; the segments stay.
+    pub(crate) fn release(&mut self, gone: impl Fn(&Hold) -> bool) {
+        for part in &mut self.parts {
+            part.hold.take_if(|hold| gone(hold));
+        }
+    }
+
     /// Adds all parts of `other` at the end.
     pub fn append(&mut self, other: Self) {
         for part in other.parts {

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::addr::DomainId;
 use crate::bell::{Bell, Ringer};
-use crate::payload::Payload;
+use crate::payload::{Hold, Payload};
 
 /// The most loans that one lane has out at a time.
 pub const MAX_LOANS: usize = 32_768;
@@ -137,6 +137,11 @@ impl Returns {
         if passed {
             self.fence.passed(self.peer);
         }
+    }
+
+    /// Whether a hold is on a loan of this session.
+    pub(super) fn is_mine(&self, hold: &Hold) -> bool {
+        hold.downcast_ref::<Borrowed>().is_some_and(|borrowed| std::ptr::eq(&*borrowed.returns, self))
     }
 
     /// Up to `most` tags to return now, the oldest first.

@@ -332,7 +332,10 @@ impl Lane {
         if session.is_up {
             self.changes.push_back(Change::Down(session.peer));
         }
-        let loans = session.loans.drain();
+        let mut loans = session.loans.drain();
+        // What the dead one had lent and was lent back need not be returned to it. Holding on to it would be waiting for
+        // the fence before passing it.
+        loans.iter_mut().for_each(|loan| loan.release(|hold| session.returns.is_mine(hold)));
         if !loans.is_empty() {
             self.quarantine.push((session.peer, loans));
         }

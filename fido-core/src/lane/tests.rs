@@ -254,6 +254,18 @@ fn the_fence_waits_for_what_came_through_the_dead() {
 }
 
 #[test]
+fn what_was_lent_back_to_the_dead_does_not_hold_up_its_fence() {
+    let (link, mut a, mut b) = TestLink::new(8, Transport::Pointer);
+    let payload = bytes(b.memory(), b"echo");
+    b.send(head(1), payload).unwrap();
+    let (_, payload) = received(&mut a);
+    a.send(head(2), payload).unwrap();
+    link.kill_b();
+    assert!(matches!(a.change(), Some(Change::Down(_))));
+    assert_eq!((a.quarantined(), link.a_passes.count()), (1, 1));
+}
+
+#[test]
 fn a_third_domains_bytes_are_forwarded_by_address() {
     let third = test_domain(1 << 20);
     let (link, mut a, mut b) = TestLink::new(8, Transport::Pointer);
