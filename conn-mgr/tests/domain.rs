@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use conn_mgr::manager::{Manager, Options};
 use conn_mgr::manifest::Manifest;
 use fido_core::domain::{Domain, Notice};
+use fido_core::heritage::{Heritage, Inherited};
 use fido_core::message::Head;
 use fido_core::payload::Payload;
 use fido_core::platform::host::protocol::SOCKET_VARIABLE;
@@ -28,9 +29,20 @@ fn serve() -> i32 {
         domain.assignment().links.iter().flat_map(|l| domain.take_lanes(&l.name).unwrap()).collect();
     let mut notices = domain.notices().unwrap();
     let greets = domain.param("greets", false).unwrap();
+    let inherited = testament(&domain);
+    // Dies before it is ready, as long as it inherits and the file is there.
+    if let Some(file) = domain.param("dies-if", None::<std::path::PathBuf>).unwrap()
+        && inherited.is_some()
+        && file.exists()
+    {
+        return 5;
+    }
+    let mut heritage = Heritage::new(&domain.memory(), 64).unwrap();
+    heritage.publish(0, u64::from(domain.memory().id().generation.number()));
+    heritage.announce();
     let mut ups = 0u64;
     let mut answers = 0u64;
-    domain.ready(&[]).unwrap();
+    domain.ready(&[("inherited", inherited.map_or("nothing".into(), |word| word.to_string()))]).unwrap();
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         if notices.poll() == Some(Notice::Shutdown) {
@@ -55,6 +67,54 @@ fn serve() -> i32 {
         std::thread::sleep(Duration::from_millis(1));
     }
     1
+}
+
+/// What the predecessor left: its generation.
+fn testament(domain: &Domain) -> Option<u64> {
+    let window = domain.take_predecessor()?;
+    assert!(domain.take_predecessor().is_none(), "once");
+    Inherited::of(&window).unwrap().unwrap().word(0)
+}
+
+fn appliance(bench: &Bench) -> Manager {
+    let manifest = Manifest::parse(bench.text(), "test").unwrap_or_else(|error| panic!("{error}"));
+    let options = Options { runtime_dir: Some(bench.path("run")), ..Options::default() };
+    Manager::start(manifest, options).unwrap()
+}
+
+#[test]
+fn who_inherits_gets_what_the_last_one_that_served_has_left() {
+    let mut bench = Bench::new();
+    let file = bench.path("die");
+    let keys = ["restart-delay = \"1ms\"", "restart-limit = 1000", "inherit = true"];
+    let dies = format!("params = {{ dies-if = {file:?} }}");
+    bench.domain("heir", &[], &[keys[0], keys[1], keys[2], &dies]).domain("other", &[], &keys[..2]);
+    bench.link("l", "heir", "other", 1);
+    let manager = appliance(&bench);
+    let inherited = |domain: &str| {
+        let status = manager.wait_ready(PATIENCE).unwrap();
+        let domain = status.domain(domain).unwrap().clone();
+        (domain.generation, domain.notes["inherited"].clone())
+    };
+    assert_eq!(inherited("heir"), (1, "nothing".into()));
+    for generation in 1..=3 {
+        manager.kill("heir").unwrap();
+        assert_eq!(inherited("heir"), (generation + 1, generation.to_string()));
+    }
+    manager.kill("other").unwrap();
+    assert_eq!(inherited("other"), (2, "nothing".into()), "it does not inherit");
+    std::fs::write(&file, "").unwrap();
+    manager.kill("heir").unwrap();
+    // Some die before they are ready; what the fourth has left is not lost with them.
+    assert!(manager.wait_until(PATIENCE, |status| status.domain("heir").unwrap().generation >= 8));
+    std::fs::remove_file(&file).unwrap();
+    let (generation, left) = inherited("heir");
+    assert!(generation >= 8);
+    assert_eq!(left, "4");
+    manager.kill("heir").unwrap();
+    assert_eq!(inherited("heir"), (generation + 1, generation.to_string()));
+    manager.shutdown(PATIENCE).unwrap();
+    assert!(bench.is_swept());
 }
 
 #[test]

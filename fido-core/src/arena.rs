@@ -1,7 +1,7 @@
 //! The arena: the memory a domain owns and shares, and how it is laid out.
 //!
 //! ```text
-//! 0      header: magic, version, identity, length
+//! 0      header: magic, version, identity, length, heritage (crate::heritage)
 //! 128    counters (crate::stats)
 //! 1024   lane directory: where this domain's half of each lane is
 //! 8192   the lane blocks: control lines and ring slots, one block a lane
@@ -10,9 +10,10 @@
 //! All numbers are little-endian. Only the owner writes; peers read the directory once when they connect, check it
 //! and keep what they found in private memory.
 
+use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::addr::{DomainId, MAX_ARENA_BYTES};
 use crate::stats::Stats;
@@ -48,6 +49,9 @@ struct Header {
     slot: AtomicU32,
     generation: AtomicU32,
     len: AtomicU64,
+    /// Where the heritage lies. Layouts from before there was one leave zeros here: none.
+    heritage_at: AtomicU64,
+    heritage_len: AtomicU64,
 }
 
 /// A directory entry: this domain's half of one lane.
@@ -114,6 +118,14 @@ pub enum ArenaError {
         found: String,
         /// Whose it should be.
         expected: DomainId,
+    },
+    /// The heritage lies outside the arena.
+    #[error("the arena's heritage, {len} bytes at {at}, is not inside the arena")]
+    Heritage {
+        /// Its first byte, as the header says.
+        at: u64,
+        /// Its length, as the header says.
+        len: u64,
     },
     /// The directory has no such lane, or what it says of it is out of bounds.
     #[error("link {link} lane {lane}: {what}")]
@@ -201,6 +213,26 @@ impl OwnArena {
         header.len.store(self.window.len().to_le(), Ordering::Relaxed);
         // SYNC: the magic is written last, with release; `Peer::read` loads it first, with acquire.
         header.magic.store(MAGIC.to_le(), Ordering::Release);
+    }
+
+    /// Enters in the header where the heritage lies, in place of any other.
+    pub(crate) fn set_heritage(&self, at: u64, len: u64) {
+        let header = self.at::<Header>(0);
+        // SYNC: while the place changes there is none; `Peer::heritage` loads the length first, with acquire.
+        header.heritage_len.store(0, Ordering::Release);
+        fence(Ordering::SeqCst);
+        header.heritage_at.store(at.to_le(), Ordering::Relaxed);
+        header.heritage_len.store(len.to_le(), Ordering::Release);
+    }
+
+    /// Takes the heritage at `at` out of the header, if it is the one that is there.
+    pub(crate) fn withdraw_heritage(&self, at: u64) {
+        let header = self.at::<Header>(0);
+        if u64::from_le(header.heritage_at.load(Ordering::Relaxed)) == at {
+            header.heritage_len.store(0, Ordering::Release);
+            // SYNC: the memory is used for something else only after this.
+            fence(Ordering::SeqCst);
+        }
     }
 
     /// A reference to atomics in the own arena.
@@ -313,6 +345,15 @@ impl<'a> Peer<'a> {
         let inside = self.0.at(control, CONTROL_BYTES).and(self.0.at(ring, u64::from(slots) * SLOT_BYTES));
         inside.ok_or(error("the peer's lane leaves its arena"))?;
         Ok(LanePlace { plan: LanePlan { link, lane, slots }, control, ring })
+    }
+
+    /// Where its owner says that its heritage lies, and how long it is; not checked against the arena. `None` if there
+    /// is none.
+    pub fn heritage(&self) -> Option<(u64, u64)> {
+        // SYNC: pairs with the release stores in `OwnArena::set_heritage`.
+        let len = u64::from_le(self.load64(offset_of!(Header, heritage_len), Ordering::Acquire));
+        let at = u64::from_le(self.load64(offset_of!(Header, heritage_at), Ordering::Relaxed));
+        (len > 0).then_some((at, len))
     }
 
     /// The peer's counters.

@@ -23,6 +23,8 @@ pub mod fuzzing;
 #[cfg(not(loom))]
 pub mod heap;
 #[cfg(not(loom))]
+pub mod heritage;
+#[cfg(not(loom))]
 pub mod lane;
 #[cfg(not(loom))]
 pub mod memory;

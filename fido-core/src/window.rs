@@ -112,6 +112,12 @@ unsafe impl Send for Span {}
 unsafe impl Sync for Span {}
 
 impl Span {
+    /// `len` bytes at `offset` of a window, if they lie inside.
+    pub fn of(window: &Arc<Window>, offset: u64, len: u32) -> Option<Self> {
+        let ptr = window.at(offset, u64::from(len))?;
+        Some(Self { ptr, len, _window: window.clone() })
+    }
+
     /// The first byte, for the kernel or a raw copy. The owner may change the bytes at any time if it is buggy.
     pub fn as_ptr(&self) -> NonNull<u8> {
         self.ptr

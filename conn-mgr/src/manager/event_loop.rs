@@ -53,7 +53,15 @@ pub(super) struct Run {
     /// It has been ready at least once: those that come after it may start.
     pub(super) served: bool,
     pub(super) restart_at: Option<Instant>,
+    /// What the next incarnation inherits.
+    pub(super) heritage: Option<Heritage>,
     pub(super) incarnation: Option<Incarnation>,
+}
+
+/// The arena of a dead incarnation that had been ready, kept until a later one is.
+pub(super) struct Heritage {
+    pub(super) id: DomainId,
+    pub(super) arena: Descriptors,
 }
 
 /// A process and what it has handed over.
@@ -124,6 +132,7 @@ impl EventLoop {
             restarts: Restarts::new(domain.restart),
             served: false,
             restart_at: None,
+            heritage: None,
             incarnation: None,
         };
         Ok(Self {

@@ -7,7 +7,7 @@ use fido_core::addr::DomainId;
 use rustix::process::Signal;
 
 use super::DomainState;
-use super::event_loop::{EventLoop, Incarnation};
+use super::event_loop::{EventLoop, Heritage, Incarnation};
 use super::process::Process;
 use super::restarts::{End, Verdict};
 use super::state::Event;
@@ -81,6 +81,8 @@ impl EventLoop {
         run.served = true;
         incarnation.start_deadline = None;
         let first = !std::mem::replace(&mut incarnation.ready, true);
+        // Whatever was left to it, it has taken over; from now on what counts is what it leaves itself.
+        run.heritage = None;
         let notes = incarnation.notes.clone();
         if first {
             tracing::info!(domain = self.name(index), generation = id.generation.number(), ?notes, "ready");
@@ -118,10 +120,14 @@ impl EventLoop {
 
     /// A process has ended.
     pub(super) fn reap(&mut self, index: Index) {
+        // It may have said that it is ready between the look at its connection and the look at its process: whose
+        // heritage the next one gets depends on it.
+        self.hear(index);
         let Some(run) = self.runs.get_mut(index) else { return };
         let Some(incarnation) = run.incarnation.as_mut() else { return };
         let Some(status) = incarnation.process.reap() else { return };
         let (id, was_ready) = (incarnation.id, incarnation.ready);
+        let arena = incarnation.arena.take();
         let clean = status.as_ref().is_ok_and(|status| status.success());
         let exited = incarnation.condemned.is_none() && status.as_ref().is_ok_and(|status| status.code().is_some());
         let ending = match status {
@@ -134,6 +140,9 @@ impl EventLoop {
             None => format!("it ended before it was ready ({ending})"),
         };
         run.incarnation = None;
+        if was_ready && self.manifest.domains.get(index).is_some_and(|domain| domain.inherit) {
+            run.heritage = arena.map(|arena| Heritage { id, arena });
+        }
         self.ended(index, id, End { clean, exited, was_ready }, problem);
     }
 
@@ -157,6 +166,9 @@ impl EventLoop {
                 DomainState::Failed
             }
         };
+        if state != DomainState::Restarting {
+            run.heritage = None;
+        }
         let name = self.name(index);
         match state {
             DomainState::Failed => tracing::error!(domain = name, generation, problem, "failed for good"),

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fido_core::addr::DomainId;
-use fido_core::platform::host::protocol::{FromDomain, FromManager, PROTOCOL_VERSION};
+use fido_core::platform::host::protocol::{FromDomain, FromManager, PROTOCOL_VERSION, Predecessor};
 
-use super::channel::Channel;
+use super::channel::{Channel, Descriptors};
 use super::event_loop::EventLoop;
 use super::topology::Index;
 
@@ -113,9 +113,12 @@ impl EventLoop {
     fn welcome(&mut self, index: Index, id: DomainId, channel: Channel) {
         let Some(incarnation) = self.incarnation(index) else { return };
         incarnation.channel = Some(channel);
-        if let Some(assignment) = self.manifest.assignment(index, id) {
-            self.send(index, FromManager::Welcome { assignment: Box::new(assignment) }, Arc::new([]));
-        }
+        let Some(assignment) = self.manifest.assignment(index, id) else { return };
+        let bytes = assignment.arena_bytes;
+        let heritage = self.runs.get(index).and_then(|run| run.heritage.as_ref());
+        let predecessor = heritage.map(|left| Predecessor { id: left.id.into(), bytes });
+        let arena = heritage.map_or_else(|| Arc::new([]) as Descriptors, |left| left.arena.clone());
+        self.send(index, FromManager::Welcome { assignment: Box::new(assignment), predecessor }, arena);
     }
 }
 

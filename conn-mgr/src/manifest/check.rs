@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use fido_core::addr::{DomainId, Generation};
 use fido_core::arena::{self, ArenaError, LanePlan};
-use fido_core::platform::host::protocol::{FromManager, MAX_MESSAGE_BYTES};
+use fido_core::platform::host::protocol::{FromManager, MAX_MESSAGE_BYTES, Predecessor};
 
 use super::error::{Fault, Place};
 use super::{ARENA_GRAIN, Domain, Link, MAX_DOMAINS, MAX_DURATION, MAX_LINK_LANES, MAX_NAME_BYTES, Manifest, program};
@@ -171,10 +171,14 @@ fn check_lanes(manifest: &Manifest, index: usize, domain: &Domain) -> Result<(),
 /// Whether a domain's assignment can be told in one message. Generations have up to four digits.
 fn check_welcome(manifest: &Manifest, index: usize) -> Result<(), Fault> {
     let largest = Generation::new(4095).unwrap_or(Generation::FIRST);
-    let assignment = Manifest::slot(index)
-        .and_then(|slot| manifest.assignment(index, DomainId { slot, generation: largest }))
-        .map(|assignment| FromManager::Welcome { assignment: Box::new(assignment) });
-    let bytes = assignment.and_then(|welcome| serde_json::to_vec(&welcome).ok()).map_or(usize::MAX, |json| json.len());
+    let welcome = Manifest::slot(index).and_then(|slot| {
+        let id = DomainId { slot, generation: largest };
+        let assignment = Box::new(manifest.assignment(index, id)?);
+        let domain = manifest.domains.get(index).filter(|domain| domain.inherit);
+        let predecessor = domain.map(|domain| Predecessor { id: id.into(), bytes: domain.arena });
+        Some(FromManager::Welcome { assignment, predecessor })
+    });
+    let bytes = welcome.and_then(|welcome| serde_json::to_vec(&welcome).ok()).map_or(usize::MAX, |json| json.len());
     if bytes > MAX_MESSAGE_BYTES {
         let what = "parameters and links that make too long an assignment";
         let expected = format!("at most {MAX_MESSAGE_BYTES} bytes as JSON");

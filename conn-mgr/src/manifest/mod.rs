@@ -83,6 +83,8 @@ pub struct Domain {
     pub windows: Vec<String>,
     /// What happens when it ends.
     pub restart: RestartPolicy,
+    /// Whether an incarnation is handed the arena of the one before it, to make good what that has promised.
+    pub inherit: bool,
     /// Domains that must have been ready before this one is started for the first time.
     pub after: Vec<String>,
     /// Its own settings, handed to it as they are.
@@ -101,6 +103,7 @@ impl Domain {
             cpus: Vec::new(),
             windows: Vec::new(),
             restart: RestartPolicy::default(),
+            inherit: false,
             after: Vec::new(),
             params: BTreeMap::new(),
         }

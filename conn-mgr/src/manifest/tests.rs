@@ -18,6 +18,7 @@ restart = "on-failure"
 restart-limit = 3
 restart-window = "5min"
 restart-delay = "20ms"
+inherit = true
 after = ["fs"]
 [domain.net.params]
 listen = "127.0.0.1:0"
@@ -56,6 +57,7 @@ fn every_key_is_understood() {
             window: Duration::from_secs(300),
             delay: Duration::from_millis(20),
         },
+        inherit: true,
         after: vec!["fs".into()],
         params: [
             ("listen".to_owned(), "127.0.0.1:0".into()),

@@ -52,6 +52,8 @@ struct RawDomain {
     restart_window: Option<Spanned<Span>>,
     restart_delay: Option<Spanned<Span>>,
     #[serde(default)]
+    inherit: bool,
+    #[serde(default)]
     after: Vec<Spanned<String>>,
     #[serde(default)]
     params: BTreeMap<String, Spanned<toml::Value>>,
@@ -139,6 +141,7 @@ fn domain(source: &Source, name: &Spanned<String>, raw: &RawDomain, folder: &Pat
             window: span(&raw.restart_window, fallback.window),
             delay: span(&raw.restart_delay, fallback.delay),
         },
+        inherit: raw.inherit,
         after: strings(&raw.after),
         params,
         ..template

@@ -174,7 +174,7 @@ impl Component {
         };
         rustix::net::send(&socket, &first, SendFlags::NOSIGNAL).unwrap();
         let assignment = match protocol::receive(socket.as_fd()) {
-            Ok((FromManager::Welcome { assignment }, _)) => *assignment,
+            Ok((FromManager::Welcome { assignment, .. }, _)) => *assignment,
             other => {
                 log.write_all(format!("{domain} {other:?}\n").as_bytes()).unwrap();
                 std::process::exit(4);

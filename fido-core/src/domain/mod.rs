@@ -22,7 +22,7 @@ use crate::memory::Memory;
 use crate::platform::host::HostPlatform;
 use crate::platform::{Event, Platform, PlatformError, Reporter};
 use crate::waiter::Waiter;
-use crate::window::WindowTable;
+use crate::window::{Window, WindowTable};
 use fences::FenceDesk;
 use notices::Board;
 pub use notices::{Notice, Notices};
@@ -95,6 +95,7 @@ pub struct Domain {
     memory: Memory,
     shared: Arc<Shared>,
     reporter: Arc<dyn Reporter>,
+    predecessor: Mutex<Option<Arc<Window>>>,
 }
 
 impl Domain {
@@ -116,6 +117,7 @@ impl Domain {
             PlatformError::Unexpected(format!("an assignment with {:?}, which is no incarnation", assignment.id))
         })?;
         let plans: Vec<LanePlan> = assignment.links.iter().flat_map(lane_plans).collect();
+        let predecessor = Mutex::new(platform.take_predecessor().map(Arc::new));
         let raw = platform.create_arena(id, assignment.arena_bytes)?;
         // SAFETY: fresh memory from the platform, which by its contract only this domain can write.
         let arena = Arc::new(unsafe { OwnArena::format(raw, id, &plans)? });
@@ -128,7 +130,7 @@ impl Domain {
         let shared = Arc::new(Shared { ports: Mutex::new(ports), board: Board::default(), windows });
         let control = shared.clone();
         std::thread::Builder::new().name("fido-control".into()).spawn(move || control.follow(platform.as_mut()))?;
-        Ok(Self { assignment, memory, shared, reporter })
+        Ok(Self { assignment, memory, shared, reporter, predecessor })
     }
 
     /// What the manager has told this domain about itself.
@@ -144,6 +146,13 @@ impl Domain {
     /// The domain's memory, for one thread; call it again for another.
     pub fn memory(&self) -> Memory {
         self.memory.clone()
+    }
+
+    /// The arena of the incarnation before this one, if the manifest says `inherit = true` and there is one: the last
+    /// that has been ready. Once; it is unmapped when the last one who holds it lets go.
+    /// [`crate::heritage::Inherited::of`] reads what it left.
+    pub fn take_predecessor(&self) -> Option<Arc<Window>> {
+        self.predecessor.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// A waiter with the strategy of the manifest, for one thread.

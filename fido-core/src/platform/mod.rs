@@ -97,6 +97,11 @@ pub trait Platform: Send {
     /// What the manager has told this domain about itself.
     fn assignment(&self) -> &Assignment;
 
+    /// The arena of an earlier incarnation of this domain, if it inherits one; once.
+    fn take_predecessor(&mut self) -> Option<Window> {
+        None
+    }
+
     /// Memory for the own arena: zeroed, and from now on writable here only.
     ///
     /// # Errors

@@ -8,13 +8,14 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::memory;
 use super::protocol::{
-    self, DOMAIN_VARIABLE, FromDomain, FromManager, PROTOCOL_VERSION, ProtocolError, SOCKET_VARIABLE,
+    self, DOMAIN_VARIABLE, FromDomain, FromManager, PROTOCOL_VERSION, Predecessor, ProtocolError, SOCKET_VARIABLE,
 };
 use crate::addr::DomainId;
-use crate::arena::RawArena;
+use crate::arena::{Peer, RawArena};
 use crate::assignment::{Assignment, WireId};
 use crate::bell::{Bell, Ringer};
 use crate::platform::{Event, Platform, PlatformError, Reporter};
+use crate::window::Window;
 
 /// The platform of plain Linux processes, from within a domain.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub struct HostPlatform {
     assignment: Assignment,
     /// The arena's file, until it is offered.
     arena: Option<(OwnedFd, u64)>,
+    /// What the predecessor left, until it is asked for.
+    predecessor: Option<Window>,
 }
 
 impl HostPlatform {
@@ -50,9 +53,11 @@ impl HostPlatform {
     /// [`PlatformError`]: refused, or the conversation fails.
     pub fn over(socket: OwnedFd, domain: String) -> Result<Self, PlatformError> {
         protocol::send(socket.as_fd(), &FromDomain::Hello { version: PROTOCOL_VERSION, domain }, &[])?;
-        match protocol::receive::<FromManager>(socket.as_fd())?.0 {
-            FromManager::Welcome { assignment } => {
-                Ok(Self { socket: Arc::new(socket), assignment: *assignment, arena: None })
+        let (answer, mut fds) = protocol::receive::<FromManager>(socket.as_fd())?;
+        match answer {
+            FromManager::Welcome { assignment, predecessor } => {
+                let predecessor = predecessor.and_then(|left| open_predecessor(left, fds.pop()));
+                Ok(Self { socket: Arc::new(socket), assignment: *assignment, arena: None, predecessor })
             }
             FromManager::Refused { reason } => Err(PlatformError::Refused(reason)),
             other => Err(PlatformError::Unexpected(format!("{other:?} instead of a welcome"))),
@@ -60,9 +65,31 @@ impl HostPlatform {
     }
 }
 
+/// The window on a predecessor's arena. A domain can live without: what is wrong with it is only logged.
+fn open_predecessor(left: Predecessor, file: Option<OwnedFd>) -> Option<Window> {
+    let (Some(id), Some(file)) = (left.id.check(), file) else {
+        tracing::warn!(?left, "the predecessor's arena did not come, or is of no incarnation");
+        return None;
+    };
+    let window = memory::open(file.as_fd(), id, left.bytes);
+    let window = window.inspect_err(|error| tracing::warn!(%id, %error, "the predecessor's arena cannot be mapped"));
+    let window = window.ok()?;
+    match Peer::read(&window) {
+        Ok(_) => Some(window),
+        Err(error) => {
+            tracing::warn!(%id, %error, "the predecessor's arena is broken");
+            None
+        }
+    }
+}
+
 impl Platform for HostPlatform {
     fn assignment(&self) -> &Assignment {
         &self.assignment
+    }
+
+    fn take_predecessor(&mut self) -> Option<Window> {
+        self.predecessor.take()
     }
 
     fn create_arena(&mut self, id: DomainId, bytes: u64) -> Result<RawArena, PlatformError> {

@@ -6,7 +6,7 @@
 //! ```text
 //! domain                                   manager
 //!   Hello ------------------------------------>   (who it is: checked by SO_PEERCRED)
-//!   <--------------------------------- Welcome    (its assignment)
+//!   <------------------ Welcome [+ memfd]         (its assignment; what its predecessor left, if it inherits)
 //!   Arena + [memfd] --------------------------->
 //!   Bells + [eventfd, one per lane] ----------->  (one message per link; they wake this domain)
 //!   <------------------ Peer + [memfd]            (once per incarnation of each domain it may read)
@@ -98,6 +98,10 @@ pub enum FromManager {
     Welcome {
         /// What the domain is to be.
         assignment: Box<Assignment>,
+        /// Whose arena comes with it, if the manifest lets this domain inherit and there is something; one descriptor
+        /// then: the sealed memfd.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        predecessor: Option<Predecessor>,
     },
     /// The manager will not have it; the connection ends.
     Refused {
@@ -132,6 +136,16 @@ pub enum FromManager {
     },
     /// Finish what is under way and exit.
     Shutdown,
+}
+
+/// An earlier incarnation of a domain, whose arena is still there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Predecessor {
+    /// Which.
+    pub id: WireId,
+    /// Length of its arena in bytes.
+    pub bytes: u64,
 }
 
 /// Why a message could not be exchanged.
