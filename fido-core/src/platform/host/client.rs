@@ -118,6 +118,11 @@ impl Platform for HostPlatform {
         let (message, mut fds) = match protocol::receive::<FromManager>(self.socket.as_fd()) {
             Ok(received) => received,
             Err(ProtocolError::Closed) => return Err(PlatformError::ManagerGone),
+            // Another error of the socket would come again and again.
+            Err(error @ (ProtocolError::Io(_) | ProtocolError::WouldBlock)) => {
+                tracing::error!(%error, "the manager cannot be heard any more");
+                return Err(PlatformError::ManagerGone);
+            }
             Err(error) => return Err(error.into()),
         };
         let identity = |id: WireId| {
