@@ -61,9 +61,9 @@ pub struct Call<'a> {
 pub enum Refusal {
     /// Not a call at all: there is nobody to answer.
     NotACall,
-    /// To be answered with [`Refusal::write`].
+    /// To be answered with [`Refusal::reply`].
     Accepted(u32, accept_stat_data),
-    /// To be answered with [`Refusal::write`].
+    /// To be answered with [`Refusal::reply`].
     Rejected(u32, rejected_reply),
 }
 

@@ -1,7 +1,7 @@
 //! The volume: what lives in the event loop's thread, and how an operation begins.
 //!
-//! An operation is a [`Parked`] until everything it needs is there (the inode's record, its mapping, its range of the
-//! file, free blocks); then it runs as a [`Op`] on the device or a job of the store thread, and is answered once.
+//! An operation is a `Parked` until everything it needs is there (the inode's record, its mapping, its range of the
+//! file, free blocks); then it runs as a `Op` on the device or a job of the store thread, and is answered once.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};

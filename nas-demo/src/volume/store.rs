@@ -121,7 +121,7 @@ impl<Q: BlockQueue + Send + 'static> Store<Q> {
     /// A read transaction's tables, for the consistency check.
     ///
     /// # Errors
-    /// [`Fail::Broken`].
+    /// `Fail::Broken`.
     pub fn readable(&self) -> Result<Readable, Fail> {
         Readable::open(&self.database()?.begin_read()?)
     }

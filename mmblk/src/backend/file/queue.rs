@@ -263,7 +263,7 @@ impl Source for FileQueue {
 
 impl Drop for FileQueue {
     /// Waits until the kernel has ended all requests (those not yet handed on are carried out). A disk that hangs
-    /// longer than [`DROP_PATIENCE`] costs their memory: it is leaked, since the kernel still uses it.
+    /// longer than `DROP_PATIENCE` costs their memory: it is leaked, since the kernel still uses it.
     fn drop(&mut self) {
         self.waiting.clear();
         let deadline = Instant::now() + DROP_PATIENCE;
