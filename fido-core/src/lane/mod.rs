@@ -209,7 +209,8 @@ impl Lane {
         session.returns.take(1, &mut self.tags);
         frame.returned = self.tags.pop().unwrap_or(0);
         session.tx.push(&frame.encode());
-        session.sent = true;
+        // The copying transport notifies for each message, here and now.
+        session.sent |= !copying;
         self.wants_room = false;
         self.counts.sent += 1;
         if copying {
