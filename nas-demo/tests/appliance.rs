@@ -1,0 +1,136 @@
+//! The NAS put together, in every mode, with real processes and an NFS client over TCP.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use conn_mgr::Manager;
+use nas_demo::appliance::{Mode, Nas, fixed_port};
+use nas_demo::probe::Probe;
+use nas_demo::workload::client::Client;
+use nas_demo::workload::iozone::{self, Spec};
+use nas_demo::workload::rpc::ClientError;
+use nfs3_types::nfs3::stable_how;
+
+/// How long an appliance may take to start or end, and a call to be answered.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn nas(mode: Mode, dir: &Path) -> Nas {
+    Nas {
+        mode,
+        program: env!("CARGO_BIN_EXE_nas-demo").into(),
+        image: dir.join("nas.img"),
+        size: 256 << 20,
+        listen: fixed_port(([127, 0, 0, 1], 0).into()).expect("a free port"),
+    }
+}
+
+fn mount(address: SocketAddr) -> Client {
+    let began = Instant::now();
+    loop {
+        match Client::mount(address, "/export", Duration::from_secs(5)) {
+            Ok(client) => return client,
+            Err(error) => assert!(began.elapsed() < LIMIT, "no mount within {LIMIT:?}: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Runs the demo's workload, small, with every record checked; returns the user-space copies per payload byte.
+fn copies_per_byte(mode: Mode) -> f64 {
+    let dir = tempfile::tempdir().expect("a directory");
+    let nas = nas(mode, dir.path());
+    let manager = nas.start(LIMIT).expect("the appliance starts");
+    let mut client = mount(nas.listen);
+    // Records that fill no whole number of blocks, and some of several receive buffers.
+    let records = vec![(4096, 1 << 20), (10_000, 1_000_000), (1 << 20, 8 << 20)];
+    let spec = Spec { records, depth: 8, random_calls: 50 };
+    let before = Probe::take(&manager);
+    let outcomes = iozone::run(&mut client, &spec, &mut |_, _, _| {}).expect("right answers only");
+    let stats = Probe::take(&manager).since(&before).stats;
+    assert_eq!(stats.refusals, 0, "nobody alleges anything wild");
+    drop(client);
+    manager.shutdown(LIMIT).expect("an end in order");
+    let bytes: u64 = outcomes.iter().map(|outcome| outcome.bytes).sum();
+    stats.payload_bytes_copied as f64 / bytes as f64
+}
+
+#[test]
+fn split_copies_no_payload() {
+    assert_eq!(copies_per_byte(Mode::Split), 0.0);
+}
+
+#[test]
+fn monolithic_copies_no_payload() {
+    assert_eq!(copies_per_byte(Mode::Monolithic), 0.0);
+}
+
+#[test]
+fn copying_copies_in_and_out_on_both_links() {
+    let copies = copies_per_byte(Mode::Copying);
+    assert!(copies >= 4.0, "{copies} copies per byte over two links");
+}
+
+/// Writes a record stably, over a new connection if need be, until it is acknowledged.
+fn write_stably(client: &mut Client, nas: &Nas, index: u64) {
+    let record = vec![index as u8; 5000];
+    let began = Instant::now();
+    loop {
+        let root = client.root();
+        let done = client
+            .create(&root, "ledger")
+            .and_then(|file| client.write(&file, index * 5000, &record, stable_how::FILE_SYNC));
+        match done {
+            Ok(written) => return assert_eq!(written.count, 5000),
+            Err(ClientError::Io(_)) => *client = mount(nas.listen),
+            Err(error) => panic!("record {index}: {error}"),
+        }
+        assert!(began.elapsed() < LIMIT, "record {index} was not acknowledged within {LIMIT:?}");
+    }
+}
+
+/// Kills a domain in the midst of stable writes; everything acknowledged is there afterwards.
+fn survives_the_death_of(domain: &str) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let nas = nas(Mode::Split, dir.path());
+    let manager = nas.start(LIMIT).expect("the appliance starts");
+    let mut client = mount(nas.listen);
+    for index in 0..30 {
+        if index % 10 == 5 {
+            manager.kill(domain).expect("it runs");
+        }
+        write_stably(&mut client, &nas, index);
+    }
+    manager.wait_ready(LIMIT).expect("everything is back");
+    assert_eq!(manager.status().domain(domain).map(|domain| domain.restarts), Some(3));
+    check_ledger(&nas, &manager);
+    manager.shutdown(LIMIT).expect("an end in order");
+    // And after a start from nothing but the image.
+    let manager = nas.start(LIMIT).expect("the appliance starts");
+    check_ledger(&nas, &manager);
+    manager.shutdown(LIMIT).expect("an end in order");
+}
+
+fn check_ledger(nas: &Nas, manager: &Manager) {
+    let mut client = mount(nas.listen);
+    let file = client.lookup(&client.root(), "ledger").expect("the file is there");
+    for index in 0..30 {
+        let record = client.read(&file, index * 5000, 5000).expect("readable");
+        assert!(record == vec![index as u8; 5000], "record {index} is not as acknowledged: {:?}", manager.status());
+    }
+}
+
+#[test]
+fn the_net_domain_may_die() {
+    survives_the_death_of("net");
+}
+
+#[test]
+fn the_fs_domain_may_die() {
+    survives_the_death_of("fs");
+}
+
+#[test]
+fn the_disk_domain_may_die() {
+    survives_the_death_of("disk");
+}
