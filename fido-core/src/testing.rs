@@ -48,6 +48,22 @@ pub fn private_memory(len: u64) -> Memory {
     Memory::new(private_arena(len, &[]), Arc::new(WindowTable::default()))
 }
 
+/// What is in an arena now, as its successor would find it: a copy that does not follow the original, changed by `edit`.
+///
+/// # Panics
+/// If the system has no memory for it.
+pub fn copy_of(window: &Window, edit: impl FnOnce(&mut [u8])) -> Arc<Window> {
+    let len = window.len() as usize;
+    let (_, raw) = memory::create("copy", window.id(), window.len()).expect("memory for a copy");
+    // SAFETY: fresh memory of that length that nobody else knows; a mapping starts as zeros, so it is initialised.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(raw.base.as_ptr(), len) };
+    // SAFETY: both are mapped for `len` bytes and different; tests copy only what nobody writes meanwhile.
+    unsafe { std::ptr::copy_nonoverlapping(window.base().as_ptr(), bytes.as_mut_ptr(), len) };
+    edit(bytes);
+    // SAFETY: the mapping keeps it readable, aligned to a page.
+    Arc::new(unsafe { Window::new(window.id(), raw.base, raw.len, raw.mapping) })
+}
+
 /// One domain of a test: its memory, its arena's file and the mailboxes of its lanes.
 #[derive(Debug)]
 pub struct TestDomain {

@@ -84,7 +84,7 @@ impl Nas {
 
     fn split(&self, text: &mut String, transport: &str) {
         self.domain(text, "disk", "128MiB", "windows = [\"net\"]", &self.image_params());
-        self.domain(text, "fs", "64MiB", "after = [\"disk\"]", "");
+        self.domain(text, "fs", "64MiB", "after = [\"disk\"]\ninherit = true", "");
         self.domain(text, "net", "128MiB", "windows = [\"disk\"]", &self.listen_param());
         for (name, a, b, lanes) in [("disk", "fs", "disk", 2), ("nfs", "net", "fs", 1)] {
             // Writing to a String cannot fail.
@@ -97,7 +97,7 @@ impl Nas {
 
     fn monolithic(&self, text: &mut String) {
         let params = self.image_params() + &self.listen_param();
-        self.domain(text, "monolith", "320MiB", "", &params);
+        self.domain(text, "monolith", "320MiB", "inherit = true", &params);
     }
 
     fn domain(&self, text: &mut String, name: &str, arena: &str, more: &str, params: &str) {

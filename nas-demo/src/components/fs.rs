@@ -5,6 +5,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use fido_core::domain::Domain;
+use fido_core::heritage::Inherited;
 use fido_core::wait::Source;
 use mmblk::link::front::LinkQueue;
 use mmblk::queue::BlockQueue;
@@ -23,11 +24,18 @@ pub const EXPORT: &str = "/export";
 pub fn run(domain: &Domain) -> Result<(), Box<dyn Error>> {
     let data = LinkQueue::connect(domain.take_lane("disk", 0)?, PATIENCE)?;
     let meta = LinkQueue::connect(domain.take_lane("disk", 1)?, PATIENCE)?;
-    let volume = NasVolume::open(domain.memory(), data, meta, Options::default())?;
+    let volume = NasVolume::open(domain.memory(), data, meta, Options::default(), inherited(domain).as_ref())?;
     let port = LinkPort::new(domain.take_lane("nfs", 0)?);
     let server = NfsServer::new(domain.memory(), port, volume, EXPORT, Limits::default())?;
     domain.ready(&[("export", EXPORT.to_owned())])?;
     event_loop::run(domain, Fs { server })
+}
+
+/// What the incarnation before this one has left; what is wrong with it is only logged.
+pub fn inherited(domain: &Domain) -> Option<Inherited> {
+    let window = domain.take_predecessor()?;
+    let inherited = Inherited::of(&window);
+    inherited.inspect_err(|error| tracing::warn!(%error, "what the predecessor has left cannot be read")).ok()?
 }
 
 /// The NFS server as a component, over whatever port and queue.

@@ -13,7 +13,7 @@ use crate::volume::{NasVolume, Options};
 pub fn run(domain: &Domain) -> Result<(), Box<dyn Error>> {
     let device = disk::open_image(domain)?;
     let (data, meta) = (device.queue(domain.memory())?, device.queue(domain.memory())?);
-    let volume = NasVolume::open(domain.memory(), data, meta, Options::default())?;
+    let volume = NasVolume::open(domain.memory(), data, meta, Options::default(), fs::inherited(domain).as_ref())?;
     let port = net::listen(domain)?;
     let address = port.local_addr();
     let server = NfsServer::new(domain.memory(), port, volume, fs::EXPORT, Limits::default())?;

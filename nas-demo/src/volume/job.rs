@@ -2,15 +2,16 @@
 
 use super::extents::{Piece, Run};
 use super::ops::{Caller, CreateMode, Ino, SetAttr, Time, VolumeError, VolumeReply};
-use super::record::Record;
+use super::record::{Mark, Record};
 
 /// A change of the store. Jobs take effect in the order they were sent.
 #[derive(Debug, Clone)]
 pub enum Mutation {
     /// Sets attributes. `tail` is the new last block of a file that is cut within a block.
     SetAttr { ino: Ino, set: SetAttr, guard: Option<Time>, caller: Caller, tail: Option<Piece> },
-    /// Stores what writes have changed of a file; without `written`, only makes what was sent before durable.
-    Commit { ino: Ino, written: Option<Written>, pieces: Vec<Piece> },
+    /// Stores what writes have changed of a file; without `written`, only makes what was sent before durable. With it,
+    /// the journal's records of the file up to `mark` are obsolete.
+    Commit { ino: Ino, written: Option<Written>, pieces: Vec<Piece>, mark: Option<Mark> },
     /// Creates a regular file.
     Create { dir: Ino, name: Vec<u8>, mode: CreateMode, caller: Caller },
     /// Creates a directory.

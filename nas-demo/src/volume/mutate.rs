@@ -8,7 +8,7 @@ use super::ops::{
     SetTime, Time, VolumeError, VolumeReply,
 };
 use super::perm::{self, EXEC, WRITE};
-use super::record::{Record, before, now};
+use super::record::{Mark, Record, before, now};
 use super::superblock::BLOCK_BYTES;
 use super::tables::{Fail, Writable};
 
@@ -59,7 +59,7 @@ impl<'a, 'txn> Mutator<'a, 'txn> {
         let mut this = Self { tables, effects, now: now(), limits };
         let reply = match mutation {
             Mutation::SetAttr { ino, set, guard, caller, tail } => this.set_attr(*ino, set, *guard, caller, *tail)?,
-            Mutation::Commit { ino, written, pieces } => this.commit(*ino, *written, pieces)?,
+            Mutation::Commit { ino, written, pieces, mark } => this.commit(*ino, *written, pieces, *mark)?,
             Mutation::Create { dir, name, mode, caller } => return this.create(*dir, name, mode, caller),
             Mutation::MakeDir { dir, name, set, caller } => this.make(*dir, name, Kind::Directory, set, &[], caller)?,
             Mutation::Symlink { dir, name, target, set, caller } => {
@@ -264,7 +264,13 @@ impl<'a, 'txn> Mutator<'a, 'txn> {
         Ok(VolumeReply::Changed(change(&old, &record.attr(ino))))
     }
 
-    fn commit(&mut self, ino: Ino, written: Option<Written>, pieces: &[Piece]) -> Result<VolumeReply, Fail> {
+    fn commit(
+        &mut self,
+        ino: Ino,
+        written: Option<Written>,
+        pieces: &[Piece],
+        mark: Option<Mark>,
+    ) -> Result<VolumeReply, Fail> {
         let mut record = self.tables.record(ino)?;
         let old = record.attr(ino);
         if record.kind != Kind::File {
@@ -282,6 +288,7 @@ impl<'a, 'txn> Mutator<'a, 'txn> {
             record.mtime = written.time;
             record.ctime = record.ctime.max(written.time);
         }
+        record.journal = record.journal.max(mark.unwrap_or_default());
         self.effects.freed.append(&mut dropped);
         self.put(ino, &record)?;
         Ok(VolumeReply::Committed(change(&old, &record.attr(ino))))

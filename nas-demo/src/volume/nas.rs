@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use fido_core::heritage::Inherited;
 use fido_core::memory::Memory;
 use fido_core::payload::Payload;
 use fido_core::wait::Source;
@@ -14,6 +15,7 @@ use mmblk::queue::BlockQueue;
 use super::cache::Cache;
 use super::device::{Device, Owner};
 use super::job::{Job, Mutation, Query, Work};
+use super::journal::{Journal, Testament};
 use super::node::{Node, Parked};
 use super::ops::{Attr, Change, Ino, Volume, VolumeError, VolumeOp, VolumeReply};
 use super::read::ReadOp;
@@ -47,6 +49,8 @@ pub struct Options {
     pub commit_interval: Duration,
     /// How many blocks of a file are written before they are committed without being asked.
     pub unsent_blocks: u64,
+    /// Bytes of the arena for the journal of unstable writes that a successor inherits.
+    pub journal_bytes: usize,
     /// The owner of a new volume's root directory.
     pub root: RootOwner,
 }
@@ -61,6 +65,7 @@ impl Default for Options {
             max_operations: 4096,
             commit_interval: Duration::from_secs(3),
             unsent_blocks: 16 << 10,
+            journal_bytes: 4 << 20,
             root: RootOwner { mode: 0o777, uid: 0, gid: 0 },
         }
     }
@@ -97,6 +102,7 @@ pub struct NasVolume<Q: BlockQueue> {
     pub(super) store: StoreHandle,
     timer: Timer,
     pub(super) space: Space,
+    pub(super) journal: Journal,
     pub(super) nodes: Cache<Ino, Node>,
     pub(super) names: Cache<(Ino, Vec<u8>), Ino>,
     /// Operations that wait for an inode.
@@ -112,6 +118,8 @@ pub struct NasVolume<Q: BlockQueue> {
     /// Creations that found a file and now cut it, by ticket, and what to say of the directory.
     pub(super) creating: HashMap<u64, Change>,
     pub(super) ops: HashMap<u64, Op>,
+    /// Those of them that wait for room in the journal.
+    pub(super) crowded: Vec<u64>,
     pub(super) jobs: HashMap<u64, JobState>,
     next_id: u64,
     /// Operations that were not answered yet.
@@ -123,7 +131,8 @@ pub struct NasVolume<Q: BlockQueue> {
 
 impl<Q: BlockQueue> NasVolume<Q> {
     /// Opens the volume on a device, or formats an empty device (one that begins with zeros). `data` and `meta` are
-    /// two queues to it. Blocks until the volume is there.
+    /// two queues to it. `inherited` is what the incarnation before has left in its arena: all that it had answered is
+    /// there then, under the same write verifier. Blocks until the volume is there.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -132,17 +141,19 @@ impl<Q: BlockQueue> NasVolume<Q> {
         data: Q,
         meta: M,
         options: Options,
+        inherited: Option<&Inherited>,
     ) -> Result<Self, OpenError> {
         let mut zeros = memory.alloc(ZERO_BYTES)?;
         zeros.as_mut_slice().fill(0);
         let store_options = StoreOptions { cache_bytes: options.store_cache_bytes, root: options.root, fsid: random() };
-        let (store, mounted) = StoreHandle::open(memory.clone(), meta, store_options)?;
+        let (store, mounted) = StoreHandle::open(memory.clone(), meta, store_options, inherited.and_then(testament))?;
         let space = Space::new(mounted.superblock.data_blocks, &mounted.used).map_err(|run| {
             OpenError::Store(format!("two extents share blocks of the {} blocks at {}", run.count, run.start))
         })?;
-        let mut verifier = [0; 8];
-        verifier[..4].copy_from_slice(&(mounted.boots as u32).to_le_bytes());
-        verifier[4..].copy_from_slice(&super::record::now().nanos.to_le_bytes());
+        let verifier = mounted.verifier.unwrap_or_else(|| new_verifier(mounted.boots));
+        let fsid = mounted.superblock.fsid;
+        let journal = Journal::new(&memory, options.journal_bytes, fsid, mounted.boots, verifier)?;
+        journal.announce();
         Ok(Self {
             memory,
             options,
@@ -153,6 +164,7 @@ impl<Q: BlockQueue> NasVolume<Q> {
             store,
             timer: Timer::new()?,
             space,
+            journal,
             nodes: Cache::new(options.cached_inodes),
             names: Cache::new(options.cached_names),
             loading: HashMap::new(),
@@ -162,6 +174,7 @@ impl<Q: BlockQueue> NasVolume<Q> {
             unsent: VecDeque::new(),
             creating: HashMap::new(),
             ops: HashMap::new(),
+            crowded: Vec::new(),
             jobs: HashMap::new(),
             next_id: 0,
             open: 0,
@@ -376,6 +389,20 @@ impl<Q: BlockQueue> Drop for NasVolume<Q> {
         }
         self.store.flush();
     }
+}
+
+/// What the incarnation before has left; what is wrong with it is only logged.
+fn testament(inherited: &Inherited) -> Option<Testament> {
+    let testament = Testament::read(inherited);
+    testament.inspect_err(|error| tracing::warn!(%error, "the journal of the mount before cannot be used")).ok()
+}
+
+/// A write verifier that no mount has had.
+fn new_verifier(boots: u64) -> [u8; 8] {
+    let mut verifier = [0; 8];
+    verifier[..4].copy_from_slice(&(boots as u32).to_le_bytes());
+    verifier[4..].copy_from_slice(&super::record::now().nanos.to_le_bytes());
+    verifier
 }
 
 /// A number that no other volume has: the standard library seeds its hash maps from the system's random source.

@@ -37,6 +37,17 @@ pub struct Record {
     pub tag: u64,
     /// For a directory, the next entry's cookie.
     pub next_cookie: u64,
+    /// How far the journal of unstable writes is included.
+    pub journal: Mark,
+}
+
+/// A place in the journal of unstable writes, see [`super::journal`]. Later ones are greater, over all mounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Mark {
+    /// The mount that wrote the journal: how often the volume had been opened, that time included.
+    pub boots: u64,
+    /// The journal's record.
+    pub sequence: u64,
 }
 
 impl Record {
@@ -55,6 +66,7 @@ impl Record {
             ctime: now,
             tag: 0,
             next_cookie: FIRST_COOKIE,
+            journal: Mark::default(),
         }
     }
 
@@ -107,7 +119,7 @@ impl Record {
             put(&time.seconds.to_le_bytes());
             put(&time.nanos.to_le_bytes());
         }
-        for field in [self.size, self.blocks, self.tag, self.next_cookie] {
+        for field in [self.size, self.blocks, self.tag, self.next_cookie, self.journal.boots, self.journal.sequence] {
             put(&field.to_le_bytes());
         }
         out
@@ -143,6 +155,7 @@ impl Record {
             blocks: wide(52)?,
             tag: wide(60)?,
             next_cookie: wide(68)?,
+            journal: Mark { boots: wide(76)?, sequence: wide(84)? },
         };
         let sane = record.mode <= 0o7777
             && record.nlink > 0

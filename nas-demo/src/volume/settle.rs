@@ -7,7 +7,7 @@ use super::job::{Answer, Effects, Mutation, Outcome};
 use super::nas::{JobState, NasVolume};
 use super::node::{Node, Parked, Range};
 use super::ops::{Attr, Before, Change, Ino, Kind, Stability, VolumeError, VolumeOp, VolumeReply};
-use super::record::{Record, before};
+use super::record::{Mark, Record, before};
 use super::superblock::BLOCK_BYTES;
 use super::write::CutOp;
 
@@ -43,6 +43,8 @@ pub(super) struct Sent {
     pub owed: u64,
     /// Whether the store may have some of the pieces already: then it alone says what becomes free.
     pub doubt: bool,
+    /// What of the journal it makes obsolete.
+    pub mark: Option<Mark>,
     /// The inode's failed commits when it was sent: what failed after that was meant to be durable before this.
     pub failures: u64,
 }
@@ -70,11 +72,12 @@ impl<Q: BlockQueue> NasVolume<Q> {
         let pieces = node.map.as_mut().map(ExtentMap::send_dirty).unwrap_or_default();
         let (owed, failures) = (std::mem::take(&mut node.owed), node.failures);
         let (version, doubt) = (node.version, node.doubt);
-        let sent = Sent { ino, version, pieces: pieces.clone(), owed, doubt, failures };
+        let mark = written.and_then(|_| self.journal.mark(ino));
+        let sent = Sent { ino, version, pieces: pieces.clone(), owed, doubt, mark, failures };
         node.sent = node.version;
         node.jobs += 1;
         self.owing.remove(&ino);
-        self.change(Mutation::Commit { ino, written, pieces }, purpose, Some(sent));
+        self.change(Mutation::Commit { ino, written, pieces, mark }, purpose, Some(sent));
     }
 
     pub(super) fn begin_commit(&mut self, ino: Ino, parked: Parked) {
@@ -176,6 +179,7 @@ impl<Q: BlockQueue> NasVolume<Q> {
             Purpose::Create { ticket, caller } => self.settle_create(ticket, caller, result),
             Purpose::Answer { ticket } => self.answer_with(ticket, result),
         }
+        self.feed_crowded();
     }
 
     /// The attributes after a commit, with what was written since.
@@ -200,7 +204,7 @@ impl<Q: BlockQueue> NasVolume<Q> {
 
     /// What has become of the changes that a job carried.
     fn settle_sent(&mut self, sent: Sent, done: bool, known: bool) {
-        let Sent { ino, version, pieces, owed, doubt, .. } = sent;
+        let Sent { ino, version, pieces, owed, doubt, mark, .. } = sent;
         let mut gone = Vec::new();
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.jobs = node.jobs.saturating_sub(1);
@@ -214,8 +218,12 @@ impl<Q: BlockQueue> NasVolume<Q> {
             if done && node.version == version {
                 node.written = None;
                 node.doubt = false;
+                self.journal.settled(ino);
+            } else if done && let Some(mark) = mark {
+                self.journal.stored(ino, mark);
             }
             if !done {
+                self.journal.make_void("a commit has failed");
                 node.doubt |= !known;
                 node.owed += owed;
                 node.failures += 1;
@@ -320,6 +328,7 @@ impl<Q: BlockQueue> NasVolume<Q> {
     fn kill(&mut self, ino: Ino) {
         let Some(mut node) = self.nodes.remove(&ino) else { return };
         self.owing.remove(&ino);
+        self.journal.settled(ino);
         node.unsent_runs().into_iter().for_each(|run| self.free(run));
         for parked in node.locks.give_up() {
             self.answer(parked.ticket, Err(VolumeError::Stale));

@@ -8,17 +8,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use mmblk::queue::BlockQueue;
-use redb::{Database, ReadableDatabase, ReadableTable};
+use redb::{Database, ReadableDatabase};
 
 use super::backend::Region;
 use super::extents::Run;
 use super::job::{Effects, Mutation, Outcome, Query};
+use super::journal::Testament;
 use super::mutate::{Limits, Mutator};
 use super::ops::{Kind, ROOT, VolumeError};
 use super::query::{Facts, ask};
 use super::record::{Record, now};
 use super::superblock::{OpenError, Superblock};
-use super::tables::{BATCH, BOOTS, Fail, NEXT_INO, Readable, Writable};
+use super::tables::{BATCH, BOOTS, Fail, NEXT_INO, Readable, WRITER, Writable, used_runs};
 
 /// How often, and after which pause, a failed store is opened again before its callers hear of it.
 const REOPEN_ATTEMPTS: u32 = 3;
@@ -44,44 +45,53 @@ pub struct Mounted {
     pub boots: u64,
     /// Every run of the data region that is in use.
     pub used: Vec<Run>,
+    /// The write verifier of the mount before, if all that it had answered is in the store now.
+    pub verifier: Option<[u8; 8]>,
 }
 
 /// The store of one volume.
 pub struct Store<Q> {
-    region: Region<Q>,
+    pub(super) region: Region<Q>,
     /// `None` while it cannot be opened.
     database: Option<Database>,
     cache_bytes: usize,
-    batch: u64,
-    limits: Limits,
-    facts: Facts,
+    pub(super) batch: u64,
+    pub(super) boots: u64,
+    pub(super) limits: Limits,
+    pub(super) facts: Facts,
 }
 
 impl<Q: BlockQueue + Send + 'static> Store<Q> {
-    /// Opens the store in `region`, or sets one up if the region is new.
+    /// Opens the store in `region`, or sets one up if the region is new. What the mount before has `left` in its journal
+    /// is made part of it, if that is possible.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open(region: Region<Q>, cache_bytes: usize, root: RootOwner) -> Result<(Self, Mounted), OpenError> {
+    pub fn open(
+        region: Region<Q>,
+        cache_bytes: usize,
+        root: RootOwner,
+        left: Option<&Testament>,
+    ) -> Result<(Self, Mounted), OpenError> {
         let superblock = region.superblock();
         if !superblock.ready {
             region.reset()?;
         }
         let limits = Limits::of(superblock.meta_bytes);
         let facts = Facts { data_blocks: superblock.data_blocks, total_inodes: limits.inodes() };
-        let mut store = Self { region, database: None, cache_bytes, batch: 0, limits, facts };
+        let mut store = Self { region, database: None, cache_bytes, batch: 0, boots: 0, limits, facts };
         let fail = |fail| match fail {
             Fail::Broken(why) => OpenError::Store(why),
             Fail::Refused(error) => OpenError::Store(error.to_string()),
         };
-        let mounted = confined(|| store.mount(superblock, root)).map_err(fail)?;
+        let mounted = confined(|| store.mount(superblock, root, left)).map_err(fail)?;
         if !superblock.ready {
             store.region.set_ready()?;
         }
         Ok((store, mounted))
     }
 
-    fn mount(&mut self, superblock: Superblock, root: RootOwner) -> Result<Mounted, Fail> {
+    fn mount(&mut self, superblock: Superblock, root: RootOwner, left: Option<&Testament>) -> Result<Mounted, Fail> {
         self.database = Some(self.open_database()?);
         let database = self.database()?;
         let txn = database.begin_write()?;
@@ -97,25 +107,10 @@ impl<Q: BlockQueue + Send + 'static> Store<Q> {
         let batch = tables.counter(BATCH)? + 1;
         tables.finish(batch)?;
         txn.commit()?;
-        let used = self.used_runs()?;
-        self.batch = batch;
-        Ok(Mounted { superblock, boots, used })
-    }
-
-    /// Every run that a stored extent refers to.
-    fn used_runs(&self) -> Result<Vec<Run>, Fail> {
-        let txn = self.database()?.begin_read()?;
-        let tables = Readable::open(&txn)?;
-        let mut used = Vec::new();
-        for row in tables.extents.iter()? {
-            let (_, value) = row?;
-            let (start, count) = value.value();
-            if start.checked_add(count).is_none_or(|end| end > self.facts.data_blocks) {
-                return Err(Fail::Broken(format!("an extent of {count} blocks at {start} leaves the data region")));
-            }
-            used.push(Run { start, count });
-        }
-        Ok(used)
+        (self.batch, self.boots) = (batch, boots);
+        let verifier = left.and_then(|left| self.inherit(superblock.fsid, left));
+        let used = used_runs(&self.readable()?.extents, self.facts.data_blocks)?;
+        Ok(Mounted { superblock, boots, used, verifier })
     }
 
     /// A read transaction's tables, for the consistency check.
@@ -199,6 +194,9 @@ impl<Q: BlockQueue + Send + 'static> Store<Q> {
             drop(tables);
             return Ok(txn.abort()?);
         }
+        if tables.counter(WRITER)? != self.boots {
+            tables.set_counter(WRITER, self.boots)?;
+        }
         tables.finish(self.batch)?;
         if data {
             // The file data must be durable before anything can refer to it: the commit's own flush would make both
@@ -213,7 +211,7 @@ impl<Q: BlockQueue + Send + 'static> Store<Q> {
         confined(|| self.readable()?.counter(BATCH)).ok().map(|batch| batch == self.batch)
     }
 
-    fn database(&self) -> Result<&Database, Fail> {
+    pub(super) fn database(&self) -> Result<&Database, Fail> {
         self.database.as_ref().ok_or_else(|| Fail::Broken("the store is not open".into()))
     }
 

@@ -18,6 +18,7 @@ use mmblk::queue::BlockQueue;
 use super::backend::Region;
 use super::blocking::Blocking;
 use super::job::{Job, Mutation, Outcome, Query, Work};
+use super::journal::Testament;
 use super::store::{Mounted, RootOwner, Store};
 use super::superblock::OpenError;
 
@@ -48,7 +49,7 @@ pub struct StoreHandle {
 }
 
 impl StoreHandle {
-    /// Starts the thread and waits until the store is open.
+    /// Starts the thread and waits until the store is open, with what the mount before has `left`.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -56,6 +57,7 @@ impl StoreHandle {
         memory: Memory,
         queue: Q,
         options: StoreOptions,
+        left: Option<Testament>,
     ) -> Result<(Self, Mounted), OpenError> {
         let (jobs, inbox) = channel::<Vec<Job>>();
         let (outbox, results) = channel();
@@ -66,7 +68,7 @@ impl StoreHandle {
         let bell = wake.clone();
         let body = move || {
             let store = Region::open(device, options.fsid)
-                .and_then(|region| Store::open(region, options.cache_bytes, options.root));
+                .and_then(|region| Store::open(region, options.cache_bytes, options.root, left.as_ref()));
             match store {
                 Ok((store, mounted)) => {
                     if opened.send(Ok(mounted)).is_ok() {

@@ -242,7 +242,7 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// FNV-1a: finds torn and rotten blocks, which is all it is for.
-fn checksum(bytes: &[u8]) -> u64 {
+pub(super) fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 

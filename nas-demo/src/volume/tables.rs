@@ -22,6 +22,8 @@ const META: TableDefinition<&'static str, u64> = TableDefinition::new("meta");
 pub const NEXT_INO: &str = "next_ino";
 /// How often the volume has been opened.
 pub const BOOTS: &str = "boots";
+/// The mount that has made the last change, by its number in [`BOOTS`].
+pub const WRITER: &str = "writer";
 /// The number of the last transaction: tells, after a failure, whether it took effect.
 pub const BATCH: &str = "batch";
 /// Bytes in all rows.
@@ -89,6 +91,23 @@ pub fn extents(
         out.push(piece);
     }
     Ok(out)
+}
+
+/// Every run of the data region that an extent refers to.
+///
+/// # Errors
+/// [`Fail::Broken`], also if one leaves the data region.
+pub fn used_runs(extents: &impl ReadableTable<(Ino, u64), (u64, u64)>, data_blocks: u64) -> Result<Vec<Run>, Fail> {
+    let mut used = Vec::new();
+    for row in extents.iter()? {
+        let (_, value) = row?;
+        let (start, count) = value.value();
+        if start.checked_add(count).is_none_or(|end| end > data_blocks) {
+            return Err(Fail::Broken(format!("an extent of {count} blocks at {start} leaves the data region")));
+        }
+        used.push(Run { start, count });
+    }
+    Ok(used)
 }
 
 fn piece(file: u64, (block, count): (u64, u64), data_blocks: u64) -> Result<Piece, Fail> {
@@ -274,6 +293,14 @@ impl<'txn> Writable<'txn> {
     /// [`Fail::Broken`].
     pub fn has_entries(&self, dir: Ino) -> Result<bool, Fail> {
         Ok(self.order.range((dir, 0)..=(dir, u64::MAX))?.next().transpose()?.is_some())
+    }
+
+    /// Every run that an extent refers to.
+    ///
+    /// # Errors
+    /// As [`used_runs`].
+    pub fn used_runs(&self) -> Result<Vec<Run>, Fail> {
+        used_runs(&self.extents, self.data_blocks)
     }
 
     /// Adds a name, which must not exist, to a directory and its record.

@@ -197,6 +197,10 @@ impl<Q: BlockQueue> NasVolume<Q> {
     }
 
     fn finish_write(&mut self, id: u64, write: WriteOp) {
+        let goal = &write.goal;
+        if matches!(goal, Goal::Write { .. }) && !self.journal.has_room(write.runs.len()) {
+            return self.wait_for_journal(id, write);
+        }
         let WriteOp { ino, goal, offset, runs, .. } = write;
         if self.nodes.peek(&ino).is_none() {
             // Removed meanwhile.
@@ -211,10 +215,7 @@ impl<Q: BlockQueue> NasVolume<Q> {
         match goal {
             Goal::Cut(cut) => self.send_set_attr(id, ino, cut, pieces.first().copied()),
             Goal::Write { ticket, stability, count, before } => {
-                for piece in pieces {
-                    self.map_dirty(ino, piece);
-                }
-                self.note_write(ino, offset + u64::from(count));
+                self.note_write(ino, offset + u64::from(count), pieces);
                 self.unlock(ino, id);
                 let after = self.attr(ino);
                 if stability == Stability::Unstable {
@@ -243,11 +244,16 @@ impl<Q: BlockQueue> NasVolume<Q> {
         free.into_iter().for_each(|run| self.free(run));
     }
 
-    /// Notes that a write has ended at `end`.
-    fn note_write(&mut self, ino: Ino, end: u64) {
+    /// Notes a write that has ended at `end`: in the journal first, before any block that it displaces is free.
+    fn note_write(&mut self, ino: Ino, end: u64, pieces: Vec<Piece>) {
         let Some(node) = self.nodes.get_mut(&ino) else { return };
-        let size = node.size().max(end);
-        node.written = Some(Written { size, time: now() });
+        let written = Written { size: node.size().max(end), time: now() };
+        self.journal.append(ino, written, &pieces);
+        for piece in pieces {
+            self.map_dirty(ino, piece);
+        }
+        let Some(node) = self.nodes.get_mut(&ino) else { return };
+        node.written = Some(written);
         let first = !node.is_unsent();
         node.version += 1;
         let much = node.map.as_ref().is_some_and(|map| map.dirty_blocks() >= self.options.unsent_blocks);
@@ -256,6 +262,37 @@ impl<Q: BlockQueue> NasVolume<Q> {
         }
         if much {
             self.send_commit(ino, Purpose::Background);
+        }
+        if self.journal.is_pressing() {
+            self.commit_journal();
+        }
+    }
+
+    /// Sends everything to the store that makes entries of the journal obsolete.
+    fn commit_journal(&mut self) {
+        for ino in self.journal.unstored() {
+            self.send_commit(ino, Purpose::Background);
+        }
+    }
+
+    /// The journal has no room for a write whose blocks are written: it goes on after the next commits.
+    fn wait_for_journal(&mut self, id: u64, write: WriteOp) {
+        self.commit_journal();
+        if self.jobs.values().any(|job| job.sent.is_some()) {
+            self.ops.insert(id, Op::Write(write));
+            self.crowded.push(id);
+            return;
+        }
+        self.journal.make_void("it is too small for a write");
+        self.finish_write(id, write);
+    }
+
+    /// Goes on with the writes that wait for room in the journal.
+    pub(super) fn feed_crowded(&mut self) {
+        for id in std::mem::take(&mut self.crowded) {
+            if let Some(Op::Write(write)) = self.ops.remove(&id) {
+                self.finish_write(id, write);
+            }
         }
     }
 

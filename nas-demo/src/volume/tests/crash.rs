@@ -11,19 +11,19 @@ const BYTES: u64 = 24 << 20;
 const NAMES: u64 = 6;
 
 /// Names and contents in the root directory.
-type Files = BTreeMap<String, Vec<u8>>;
+pub(super) type Files = BTreeMap<String, Vec<u8>>;
 
 /// What may be found after a crash.
 #[derive(Debug, Clone, Default)]
-struct Expected {
+pub(super) struct Expected {
     /// With all writes.
-    now: Files,
+    pub now: Files,
     /// With those that are stable.
-    stable: Files,
+    pub stable: Files,
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     Create(String),
     Write { name: String, offset: usize, data: Vec<u8>, stability: Stability },
     Commit(String),
@@ -33,7 +33,7 @@ enum Step {
 }
 
 impl Step {
-    fn roll(dice: &mut Dice) -> Self {
+    pub fn roll(dice: &mut Dice) -> Self {
         let name = format!("f{}", dice.roll(NAMES));
         match dice.roll(12) {
             0 | 1 => Self::Create(name),
@@ -51,7 +51,7 @@ impl Step {
     }
 
     /// What the step does if it succeeds.
-    fn apply(&self, expected: &mut Expected) {
+    pub fn apply(&self, expected: &mut Expected) {
         let Expected { now, stable } = expected;
         match self {
             Self::Create(name) => {
@@ -90,7 +90,7 @@ impl Step {
         }
     }
 
-    fn run(&self, rig: &mut Rig, expected: &Expected) -> Result<(), VolumeError> {
+    pub fn run(&self, rig: &mut Rig, expected: &Expected) -> Result<(), VolumeError> {
         let ino = |rig: &mut Rig, name: &str| rig.lookup(ROOT, name).map(|attr| attr.ino);
         match self {
             Self::Create(name) => rig.create(ROOT, name).map(drop),
@@ -113,7 +113,7 @@ impl Step {
     }
 }
 
-fn found(rig: &mut Rig) -> Files {
+pub(super) fn found(rig: &mut Rig) -> Files {
     let entries = rig.list(ROOT);
     let content = |entry: &DirEntry| (String::from_utf8(entry.name.clone()).unwrap(), rig.content(entry.attr.ino));
     entries.iter().map(content).collect()
@@ -181,7 +181,7 @@ fn crash_once(seed: u64) {
     }
 }
 
-fn summary(files: &Files) -> Vec<(String, usize, u64)> {
+pub(super) fn summary(files: &Files) -> Vec<(String, usize, u64)> {
     let sum = |data: &Vec<u8>| data.iter().fold(7u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
     files.iter().map(|(name, data)| (name.clone(), data.len(), sum(data))).collect()
 }

@@ -31,6 +31,8 @@ impl Dice {
 pub struct Faults {
     /// After so many more writes and flushes the device is dead.
     pub dies_after: Option<u64>,
+    /// After so many more writes and flushes the device answers nothing any more, as if its user were gone.
+    pub stalls_after: Option<u64>,
     /// Every write to the data region (at or beyond the offset) fails.
     pub fail_writes_from: Option<u64>,
     /// So many writes or flushes below the offset fail.
@@ -53,6 +55,7 @@ struct State {
     volatile: BTreeMap<u64, Vec<Vec<u8>>>,
     faults: Faults,
     dead: bool,
+    stalled: bool,
     reads: u64,
 }
 
@@ -68,7 +71,16 @@ impl Disk {
     pub fn with_block(bytes: u64, block: u32) -> Self {
         let (durable, volatile) = (BTreeMap::new(), BTreeMap::new());
         let faults = Faults::default();
-        Self(Arc::new(Mutex::new(State { bytes, block, durable, volatile, faults, dead: false, reads: 0 })))
+        Self(Arc::new(Mutex::new(State {
+            bytes,
+            block,
+            durable,
+            volatile,
+            faults,
+            dead: false,
+            stalled: false,
+            reads: 0,
+        })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -81,6 +93,24 @@ impl Disk {
 
     pub fn is_dead(&self) -> bool {
         self.state().dead
+    }
+
+    pub fn is_stalled(&self) -> bool {
+        self.state().stalled
+    }
+
+    /// What the death of the process leaves: all that was done. For the process itself the device is dead from now on,
+    /// so that it ends.
+    pub fn survivor(&self) -> Self {
+        let mut state = self.state();
+        let mut durable = state.durable.clone();
+        for (sector, versions) in &state.volatile {
+            durable.extend(versions.last().map(|version| (*sector, version.clone())));
+        }
+        (state.dead, state.stalled) = (true, false);
+        let disk = Self::with_block(state.bytes, state.block);
+        disk.state().durable = durable;
+        disk
     }
 
     pub fn resize(&self, bytes: u64) {
@@ -163,6 +193,19 @@ impl State {
                 self.durable.insert(sector, last);
             }
         }
+    }
+
+    /// Whether a request is never answered.
+    fn stalls(&mut self, op: &BlockOp) -> bool {
+        if matches!(op, BlockOp::Write { .. } | BlockOp::Flush)
+            && let Some(left) = &mut self.faults.stalls_after
+        {
+            match left.checked_sub(1) {
+                Some(less) => *left = less,
+                None => self.stalled = !self.dead,
+            }
+        }
+        self.stalled
     }
 
     /// Whether a write or flush at `offset` fails now.
@@ -257,7 +300,7 @@ impl BlockQueue for DiskQueue {
             return Err(Busy(op));
         }
         let mut state = self.disk.state();
-        if state.faults.hold_reads && matches!(op, BlockOp::Read { .. }) {
+        if state.stalls(&op) || state.faults.hold_reads && matches!(op, BlockOp::Read { .. }) {
             self.held.push((id, op));
             return Ok(());
         }
@@ -273,7 +316,7 @@ impl BlockQueue for DiskQueue {
 
     fn poll(&mut self) -> Option<BlockCompletion> {
         let mut state = self.disk.state();
-        if !state.faults.hold_reads {
+        if !state.faults.hold_reads && !state.stalled {
             for (id, op) in self.held.drain(..) {
                 self.done.push_back(BlockCompletion { id, result: state.run(&self.memory, &op) });
             }

@@ -30,7 +30,7 @@ impl Sleeper {
         let memory = private_memory(32 << 20);
         let queue = || device.queue(memory.clone()).unwrap();
         let options = Options { commit_interval: Duration::from_millis(50), ..Options::default() };
-        let volume = NasVolume::open(memory.clone(), queue(), queue(), options).unwrap();
+        let volume = NasVolume::open(memory.clone(), queue(), queue(), options, None).unwrap();
         Self { volume, memory, waiter: Waiter::new(WaitStrategy::Sleep).unwrap(), answers: BTreeMap::new() }
     }
 

@@ -5,6 +5,7 @@ mod crash;
 pub(super) mod disk;
 mod errors;
 mod file;
+mod kill;
 mod model;
 mod rig;
 mod space;

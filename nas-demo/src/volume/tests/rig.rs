@@ -1,11 +1,14 @@
 //! A volume over a test disk, driven one operation at a time or several at once.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fido_core::heritage::Inherited;
 use fido_core::memory::Memory;
 use fido_core::payload::Payload;
-use fido_core::testing::private_memory;
+use fido_core::testing::{copy_of, private_memory};
+use fido_core::window::Window;
 
 use super::disk::{Disk, DiskQueue};
 use crate::volume::check::{Report, check};
@@ -46,9 +49,15 @@ impl Rig {
     }
 
     pub fn open(disk: &Disk, options: Options) -> Result<Self, OpenError> {
+        Self::inherit(disk, options, None)
+    }
+
+    /// Opens the volume as the successor of one that left `window`.
+    pub fn inherit(disk: &Disk, options: Options, window: Option<&Arc<Window>>) -> Result<Self, OpenError> {
+        let inherited = window.and_then(|window| Inherited::of(window).unwrap());
         let memory = private_memory(ARENA);
         let queue = |depth| disk.queue(memory.clone(), depth);
-        let volume = NasVolume::open(memory.clone(), queue(4), queue(1), options)?;
+        let volume = NasVolume::open(memory.clone(), queue(4), queue(1), options, inherited.as_ref())?;
         Ok(Self { disk: disk.clone(), memory, volume, next: 0, early: HashMap::new() })
     }
 
@@ -57,6 +66,15 @@ impl Rig {
         let disk = self.disk.clone();
         drop(self);
         Self::open(&disk, options()).unwrap()
+    }
+
+    /// Kills the process that the volume lives in: nothing is flushed, and what was done stays done. Returns the device
+    /// and the arena as the successor finds them.
+    pub fn kill(self) -> (Disk, Arc<Window>) {
+        self.disk.faults(|faults| faults.stalls_after = Some(0));
+        let window = copy_of(self.memory.arena().window(), |_| ());
+        let disk = self.disk.survivor();
+        (disk, window)
     }
 
     /// Closes the volume and checks it.
@@ -82,6 +100,9 @@ impl Rig {
             match self.volume.poll() {
                 Some((ticket, answer)) => assert!(self.early.insert(ticket, answer).is_none(), "answered twice"),
                 None => std::thread::sleep(Duration::from_micros(50)),
+            }
+            if self.disk.is_stalled() {
+                return Err(VolumeError::Busy);
             }
             assert!(Instant::now() < deadline, "no answer to {ticket}");
         }
