@@ -4,10 +4,16 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use conn_mgr::manager::WaitError;
 use conn_mgr::manifest::{Manifest, ManifestError};
 use conn_mgr::{Manager, Options};
+
+use crate::interrupt::Interrupted;
+
+/// How often one that starts is asked whether it should.
+const GLANCE: Duration = Duration::from_millis(50);
 
 /// How the NAS is put together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -70,15 +76,23 @@ impl Nas {
         Manifest::parse(&self.manifest_text(), "the NAS's manifest")
     }
 
-    /// Starts it and waits until it serves.
+    /// Starts it and waits until it serves, or until `go_on` has an error.
     ///
     /// # Errors
     /// Whatever keeps it from serving.
-    pub fn start(&self, patience: Duration) -> Result<Manager, Box<dyn Error>> {
+    pub fn start(
+        &self,
+        patience: Duration,
+        go_on: &dyn Fn() -> Result<(), Interrupted>,
+    ) -> Result<Manager, Box<dyn Error>> {
         let manager = Manager::start(self.manifest()?, Options::default())?;
-        match manager.wait_ready(patience) {
-            Ok(_) => Ok(manager),
-            Err(error) => Err(format!("{error}; what it said of it is above").into()),
+        let deadline = Instant::now() + patience;
+        loop {
+            match manager.wait_ready(GLANCE) {
+                Ok(_) => return Ok(manager),
+                Err(WaitError::Timeout { .. }) if Instant::now() < deadline => go_on()?,
+                Err(error) => return Err(format!("{error}; what it said of it is above").into()),
+            }
         }
     }
 

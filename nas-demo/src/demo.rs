@@ -13,6 +13,8 @@ use tempfile::TempDir;
 
 use crate::appliance::{Mode, Nas, fixed_port};
 use crate::cli::Cli;
+use crate::components::EXPORT;
+use crate::interrupt::Interrupt;
 use crate::probe::Probe;
 use crate::report::{self, ModeResult};
 use crate::workload::client::Client;
@@ -28,6 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
     let modes = if cli.mode.is_empty() { Mode::ALL.to_vec() } else { cli.mode.clone() };
     let spec = if cli.quick { Spec::quick() } else { Spec::standard() };
+    let interrupt = Interrupt::watch()?;
     let scratch = scratch(cli.dir.as_deref())?;
     println!(
         "Fido NAS demo: net, fs and disk domains, {} modes in turn, images in {}",
@@ -39,7 +42,7 @@ pub fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
          writes are unstable and end with a commit; every record read is checked\n",
         spec.depth
     );
-    warm_up(scratch.path(), spec.written_bytes())?;
+    warm_up(scratch.path(), spec.written_bytes(), &interrupt)?;
     let mut results = Vec::new();
     for mode in modes {
         let nas = Nas {
@@ -49,7 +52,7 @@ pub fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
             size: cli.size,
             listen: fixed_port(cli.listen)?,
         };
-        results.push(run_mode(&nas, &spec)?);
+        results.push(run_mode(&nas, &spec, &interrupt)?);
         // The next mode starts with the same free space and page cache.
         fs::remove_file(&nas.image)?;
     }
@@ -64,13 +67,14 @@ pub fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
 
 /// Writes and removes a file as large as what a mode writes. Memory that a virtual machine has not used yet is slow the
 /// first time, and the first mode would pay for it.
-fn warm_up(directory: &Path, bytes: u64) -> Result<(), Box<dyn Error>> {
+fn warm_up(directory: &Path, bytes: u64, interrupt: &Interrupt) -> Result<(), Box<dyn Error>> {
     let path = directory.join("warm-up");
     let failed = |error: std::io::Error| format!("cannot write {}: {error}; try --dir", path.display());
     let bar = progress_bar(bytes >> 20, "warming up");
     let chunk = vec![0; 1 << 20];
     let mut file = fs::File::create(&path).map_err(failed)?;
     for _ in 0..bytes >> 20 {
+        interrupt.check()?;
         file.write_all(&chunk).map_err(failed)?;
         bar.inc(1);
     }
@@ -79,8 +83,8 @@ fn warm_up(directory: &Path, bytes: u64) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn run_mode(nas: &Nas, spec: &Spec) -> Result<ModeResult, Box<dyn Error>> {
-    let manager = nas.start(PATIENCE)?;
+fn run_mode(nas: &Nas, spec: &Spec, interrupt: &Interrupt) -> Result<ModeResult, Box<dyn Error>> {
+    let manager = nas.start(PATIENCE, &|| interrupt.check())?;
     let pids: Vec<String> = manager
         .status()
         .domains
@@ -102,6 +106,7 @@ fn run_mode(nas: &Nas, spec: &Spec) -> Result<ModeResult, Box<dyn Error>> {
         }
         last = done;
         bar.set_position(finished + done);
+        interrupt.check()
     })?;
     let cost = Probe::take(&manager).since(&before);
     bar.finish_and_clear();
@@ -112,7 +117,7 @@ fn run_mode(nas: &Nas, spec: &Spec) -> Result<ModeResult, Box<dyn Error>> {
 
 /// The URL that libnfs's programs take.
 pub fn url(address: SocketAddr) -> String {
-    format!("nfs://{}/export/?nfsport={port}&mountport={port}", address.ip(), port = address.port())
+    format!("nfs://{}{EXPORT}/?nfsport={port}&mountport={port}", address.ip(), port = address.port())
 }
 
 fn progress_bar(calls: u64, mode: &'static str) -> ProgressBar {

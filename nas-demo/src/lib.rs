@@ -9,6 +9,7 @@ pub mod appliance;
 pub mod cli;
 pub mod components;
 pub mod demo;
+pub mod interrupt;
 pub mod nfs;
 pub mod probe;
 pub mod report;

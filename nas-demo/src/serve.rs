@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use conn_mgr::manager::Status;
-use conn_mgr::signals;
 
 use crate::appliance::{Mode, Nas, fixed_port};
 use crate::cli::Cli;
 use crate::demo::{scratch, url};
+use crate::interrupt::Interrupt;
 
 /// How long the appliance may take to serve, and to end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -27,9 +26,7 @@ pub fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
         [mode] => *mode,
         _ => return Err("--serve takes one --mode".into()),
     };
-    let (sender, stop) = mpsc::channel();
-    // Before any thread is started, so that all inherit the mask.
-    signals::watch(sender)?;
+    let interrupt = Interrupt::watch()?;
     // Keeps the directory, if there is one, until the appliance is down.
     let mut scratch_dir = None;
     let image = match &cli.image {
@@ -41,11 +38,11 @@ pub fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
         print!("{}", nas.manifest_text());
         return Ok(());
     }
-    let manager = nas.start(PATIENCE)?;
+    let manager = nas.start(PATIENCE, &|| interrupt.check())?;
     println!("{}", url(nas.listen));
     println!("image {}, mode {}; try: nfs-ls '{}'; end with Ctrl-C", nas.image.display(), mode.name(), url(nas.listen));
     let mut shown = BTreeMap::new();
-    while stop.recv_timeout(GLANCE) == Err(RecvTimeoutError::Timeout) {
+    while !interrupt.wait(GLANCE) {
         show_changes(&manager.status(), &mut shown);
         if let Some(failed) = manager.status().failed().next() {
             let problem = failed.problem.clone().unwrap_or_default();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use conn_mgr::Manager;
 use nas_demo::appliance::{Mode, Nas, fixed_port};
+use nas_demo::components::EXPORT;
 use nas_demo::probe::Probe;
 use nas_demo::workload::client::Client;
 use nas_demo::workload::iozone::{self, Spec};
@@ -28,7 +29,7 @@ fn nas(mode: Mode, dir: &Path) -> Nas {
 fn mount(address: SocketAddr) -> Client {
     let began = Instant::now();
     loop {
-        match Client::mount(address, "/export", Duration::from_secs(5)) {
+        match Client::mount(address, EXPORT, Duration::from_secs(5)) {
             Ok(client) => return client,
             Err(error) => assert!(began.elapsed() < LIMIT, "no mount within {LIMIT:?}: {error}"),
         }
@@ -40,13 +41,13 @@ fn mount(address: SocketAddr) -> Client {
 fn copies_per_byte(mode: Mode) -> f64 {
     let dir = tempfile::tempdir().expect("a directory");
     let nas = nas(mode, dir.path());
-    let manager = nas.start(LIMIT).expect("the appliance starts");
+    let manager = nas.start(LIMIT, &|| Ok(())).expect("the appliance starts");
     let mut client = mount(nas.listen);
     // Records that fill no whole number of blocks, and some of several receive buffers.
     let records = vec![(4096, 1 << 20), (10_000, 1_000_000), (1 << 20, 8 << 20)];
     let spec = Spec { records, depth: 8, random_calls: 50 };
     let before = Probe::take(&manager);
-    let outcomes = iozone::run(&mut client, &spec, &mut |_, _, _| {}).expect("right answers only");
+    let outcomes = iozone::run(&mut client, &spec, &mut |_, _, _| Ok(())).expect("right answers only");
     let stats = Probe::take(&manager).since(&before).stats;
     assert_eq!(stats.refusals, 0, "nobody alleges anything wild");
     drop(client);
@@ -93,7 +94,7 @@ fn write_stably(client: &mut Client, nas: &Nas, index: u64) {
 fn survives_the_death_of(domain: &str) {
     let dir = tempfile::tempdir().expect("a directory");
     let nas = nas(Mode::Split, dir.path());
-    let manager = nas.start(LIMIT).expect("the appliance starts");
+    let manager = nas.start(LIMIT, &|| Ok(())).expect("the appliance starts");
     let mut client = mount(nas.listen);
     for index in 0..30 {
         if index % 10 == 5 {
@@ -106,7 +107,7 @@ fn survives_the_death_of(domain: &str) {
     check_ledger(&nas, &manager);
     manager.shutdown(LIMIT).expect("an end in order");
     // And after a start from nothing but the image.
-    let manager = nas.start(LIMIT).expect("the appliance starts");
+    let manager = nas.start(LIMIT, &|| Ok(())).expect("the appliance starts");
     check_ledger(&nas, &manager);
     manager.shutdown(LIMIT).expect("an end in order");
 }

@@ -12,6 +12,8 @@ use fido_core::domain::Domain;
 
 use crate::cli::Component;
 
+pub use fs::EXPORT;
+
 /// Runs this process as a component of the appliance that started it.
 ///
 /// # Errors

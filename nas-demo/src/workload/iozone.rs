@@ -13,6 +13,7 @@ use nfs3_types::nfs3::{nfs_fh3, stable_how};
 
 use super::client::Client;
 use super::rpc::ClientError;
+use crate::interrupt::Interrupted;
 
 /// Longer calls than two minutes are recorded as such.
 const MAX_LATENCY_MICROS: u64 = 120_000_000;
@@ -134,6 +135,9 @@ pub enum WorkloadError {
     /// A call failed.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// It was told to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
     /// The server answered with other bytes than were written.
     #[error("{phase} of {record}-byte records: wrong data at offset {offset}", phase = .phase.name())]
     WrongData {
@@ -159,14 +163,15 @@ pub enum WorkloadError {
     },
 }
 
-/// Runs the workload over one connection. `progress` is told the phase and the number of calls done so far in it.
+/// Runs the workload over one connection. `progress` is told the phase and the number of calls done so far in it; its
+/// error ends the run.
 ///
 /// # Errors
 /// [`WorkloadError`] at the first wrong answer.
 pub fn run(
     client: &mut Client,
     spec: &Spec,
-    progress: &mut dyn FnMut(u32, Phase, u64),
+    progress: &mut dyn FnMut(u32, Phase, u64) -> Result<(), Interrupted>,
 ) -> Result<Vec<Outcome>, WorkloadError> {
     let mut outcomes = Vec::new();
     let root = client.root();
@@ -197,7 +202,7 @@ impl FileRun<'_> {
         phase: Phase,
         calls: u64,
         depth: usize,
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(u64) -> Result<(), Interrupted>,
     ) -> Result<Outcome, WorkloadError> {
         let mut latency = Histogram::new_with_bounds(1, MAX_LATENCY_MICROS, 3)?;
         let mut sequence = Sequence::new(self.records, phase.is_random());
@@ -220,7 +225,7 @@ impl FileRun<'_> {
                 latency.saturating_record(at.elapsed().as_micros().max(1) as u64);
             }
             done += 1;
-            progress(done);
+            progress(done)?;
         }
         if phase.writes() {
             self.client.commit(&self.file)?;
