@@ -33,6 +33,8 @@ pub struct Faults {
     pub dies_after: Option<u64>,
     /// After so many more writes and flushes the device answers nothing any more, as if its user were gone.
     pub stalls_after: Option<u64>,
+    /// Writes below the offset, and flushes, are answered no more.
+    pub stalls_below: Option<u64>,
     /// Every write to the data region (at or beyond the offset) fails.
     pub fail_writes_from: Option<u64>,
     /// So many writes or flushes below the offset fail.
@@ -108,6 +110,7 @@ impl Disk {
             durable.extend(versions.last().map(|version| (*sector, version.clone())));
         }
         (state.dead, state.stalled) = (true, false);
+        state.faults.stalls_below = None;
         let disk = Self::with_block(state.bytes, state.block);
         disk.state().durable = durable;
         disk
@@ -205,7 +208,13 @@ impl State {
                 None => self.stalled = !self.dead,
             }
         }
-        self.stalled
+        let below = self.faults.stalls_below.unwrap_or(0);
+        let held = match op {
+            BlockOp::Write { offset, .. } => *offset < below,
+            BlockOp::Flush => below > 0,
+            _ => false,
+        };
+        self.stalled || held
     }
 
     /// Whether a write or flush at `offset` fails now.
@@ -316,7 +325,7 @@ impl BlockQueue for DiskQueue {
 
     fn poll(&mut self) -> Option<BlockCompletion> {
         let mut state = self.disk.state();
-        if !state.faults.hold_reads && !state.stalled {
+        if !state.faults.hold_reads && !state.stalled && state.faults.stalls_below.is_none() {
             for (id, op) in self.held.drain(..) {
                 self.done.push_back(BlockCompletion { id, result: state.run(&self.memory, &op) });
             }

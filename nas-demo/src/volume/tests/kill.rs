@@ -218,6 +218,32 @@ fn after_a_failed_commit_the_journal_is_void_until_all_is_stored() {
     assert_eq!((verifier(&rig), rig.content(file) == content), (before, true));
 }
 
+/// A stable write displaces an unstable one; before it is durable, another file gets the blocks.
+#[test]
+fn blocks_that_were_given_up_may_have_been_used_again() {
+    let mut rig = Rig::open(&Disk::new(16 << 20), options()).unwrap();
+    let [file, other, filler] = ["file", "other", "filler"].map(|name| rig.create(ROOT, name).unwrap());
+    let mut size = 0;
+    while rig.write(filler, size, &[1; 4096], Stability::Unstable).is_ok() {
+        size += 4096;
+    }
+    // Now eight blocks are free, and no more.
+    rig.truncate(filler, size - 8 * 4096).unwrap();
+    rig.write(file, 0, &pattern(1, 4 * 4096), Stability::Unstable).unwrap();
+    let (before, data_start) = (verifier(&rig), rig.volume.superblock.data_start);
+    rig.disk.faults(|faults| faults.stalls_below = Some(data_start));
+    let op = rig.write_op(file, 0, &pattern(2, 4 * 4096), Stability::FileSync);
+    let ticket = rig.submit(op);
+    assert!(!rig.is_answered(ticket));
+    rig.write(other, 0, &pattern(3, 4 * 4096), Stability::Unstable).unwrap();
+    let (disk, window) = rig.kill();
+    let mut rig = heir(&disk, &window);
+    assert_eq!(verifier(&rig), before);
+    assert!(rig.content(other) == pattern(3, 4 * 4096));
+    assert!(rig.content(file) == pattern(2, 4 * 4096), "the old content is gone, and the new one is on the device");
+    assert_eq!(rig.check().problems, Vec::<String>::new());
+}
+
 #[test]
 fn what_the_store_includes_is_not_applied_again() {
     let (mut rig, file, _) = with_unstable_writes(options());
