@@ -118,7 +118,7 @@ impl Nas {
         // Writing to a String cannot fail.
         let _ = write!(
             text,
-            "\n[domain.{name}]\nprogram = {}\nargs = [\"component\", \"{name}\"]\narena = \"{arena}\"\n",
+            "\n[domain.{name}]\nprogram = {}\nargs = [\"component\", \"{name}\"]\narena = \"{arena}\"\nrestart-limit = 100\n",
             quoted(&self.program)
         );
         if !more.is_empty() {
