@@ -32,7 +32,10 @@ pub struct Memory {
 impl Memory {
     /// Memory over an arena, with a heap behind its lanes, and the windows of `table`, to which the own arena is
     /// added.
-    pub fn new(arena: Arc<OwnArena>, table: Arc<WindowTable>) -> Self {
+    ///
+    /// It takes the arena itself, so that there is one heap in it and no more.
+    pub fn new(arena: OwnArena, table: Arc<WindowTable>) -> Self {
+        let arena = Arc::new(arena);
         table.insert(arena.window().clone());
         let heap = Heap::new(arena.clone(), arena.heap_start()..arena.len());
         Self { arena, heap, windows: WindowView::new(table) }
@@ -126,8 +129,14 @@ impl Memory {
         if payload.is_empty() {
             return Ok(None);
         }
-        let mut buf = self.alloc(usize::try_from(payload.len()).unwrap_or(usize::MAX))?;
-        self.copy_to_slice(payload, buf.as_mut_slice())?;
+        let buf = self.alloc(usize::try_from(payload.len()).unwrap_or(usize::MAX))?;
+        let mut at = 0;
+        for segment in payload.segments() {
+            let span = self.translate(segment)?;
+            // SAFETY: `at` never passes the buffer's length, and nobody has a reference to its bytes.
+            at += unsafe { span.copy_to(0, buf.as_ptr().add(at), buf.len() - at) };
+        }
+        self.stats().payload_bytes_copied.add(at as u64);
         Ok(Some(buf))
     }
 

@@ -26,17 +26,17 @@ fn next_slot() -> Slot {
     Slot::new(Slot::COUNT as u16 - 1 - taken).expect("within the limit")
 }
 
-fn arena(id: DomainId, len: u64, lanes: &[LanePlan]) -> (OwnedFd, Arc<OwnArena>) {
+fn arena(id: DomainId, len: u64, lanes: &[LanePlan]) -> (OwnedFd, OwnArena) {
     let (file, raw) = memory::create("test", id, len).expect("memory for an arena");
     // SAFETY: fresh memory from the platform, which nobody can write but through this arena.
-    (file, Arc::new(unsafe { OwnArena::format(raw, id, lanes) }.expect("a layout within the limits")))
+    (file, unsafe { OwnArena::format(raw, id, lanes) }.expect("a layout within the limits"))
 }
 
 /// An arena of `len` bytes that no manager knows, in a slot of its own (counted down from the last one).
 ///
 /// # Panics
 /// If the system has no memory for it or the layout is beyond the limits.
-pub fn private_arena(len: u64, lanes: &[LanePlan]) -> Arc<OwnArena> {
+pub fn private_arena(len: u64, lanes: &[LanePlan]) -> OwnArena {
     arena(DomainId { slot: next_slot(), generation: Generation::FIRST }, len, lanes).1
 }
 

@@ -163,11 +163,21 @@ impl Span {
     /// Copies payload bytes out with one `memcpy`, as much as both sides have from `start` on, and returns how much.
     /// For bytes that are not interpreted: if the owner is buggy and writes meanwhile, they are a mixture.
     pub fn copy(&self, start: usize, out: &mut [u8]) -> usize {
-        let count = out.len().min(self.len().saturating_sub(start));
-        // SAFETY: the source is mapped for `start + count` bytes, the target is an exclusive slice of private memory
-        // or of an own buffer that is not lent, so they do not overlap. A peer's concurrent store happens outside
-        // this program; no value that the copy yields is relied on.
-        unsafe { std::ptr::copy_nonoverlapping(self.ptr.add(start.min(self.len())).as_ptr(), out.as_mut_ptr(), count) };
+        let room = out.len();
+        // SAFETY: an exclusive slice of `room` bytes.
+        unsafe { self.copy_to(start, NonNull::from(out).cast(), room) }
+    }
+
+    /// As [`Span::copy`], to a place that this span may overlap: a peer can allege an address in our own arena, even of
+    /// the very buffer that its bytes are copied to.
+    ///
+    /// # Safety
+    /// `out` must be valid for writes of `room` bytes, and no reference to them may be live.
+    pub(crate) unsafe fn copy_to(&self, start: usize, out: NonNull<u8>, room: usize) -> usize {
+        let count = room.min(self.len().saturating_sub(start));
+        // SAFETY: the source is mapped for `start + count` bytes, the target by the caller's promise; they may overlap.
+        // A peer's concurrent store happens outside this program; no value that the copy yields is relied on.
+        unsafe { std::ptr::copy(self.ptr.add(start.min(self.len())).as_ptr(), out.as_ptr(), count) };
         count
     }
 }

@@ -106,7 +106,7 @@ impl End {
         let (me, peer) = (side.id()?, side.other().id()?);
         let (file, raw) = memory::create("bench", me, ARENA_BYTES)?;
         // SAFETY: fresh memory from the platform, which nobody can write but through this arena.
-        let arena = Arc::new(unsafe { OwnArena::format(raw, me, &PLANS)? });
+        let arena = unsafe { OwnArena::format(raw, me, &PLANS)? };
         let bell = Arc::new(Bell::new()?);
         let ((socket, own_event, other_event), (their_file, their_bell)) = match side {
             Side::Lead => {
@@ -126,7 +126,8 @@ impl End {
             }
         };
         let window = Arc::new(memory::open(their_file.as_fd(), peer, ARENA_BYTES)?);
-        let memory = Memory::new(arena.clone(), Arc::default());
+        let memory = Memory::new(arena, Arc::default());
+        let arena = memory.arena().clone();
         let table: &Arc<WindowTable> = memory.windows();
         table.insert(window.clone());
         let &[lane_place, ring_place] = arena.lanes() else { return Err("the arena has other lanes".into()) };

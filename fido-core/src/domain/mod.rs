@@ -120,7 +120,7 @@ impl Domain {
         let predecessor = Mutex::new(platform.take_predecessor().map(Arc::new));
         let raw = platform.create_arena(id, assignment.arena_bytes)?;
         // SAFETY: fresh memory from the platform, which by its contract only this domain can write.
-        let arena = Arc::new(unsafe { OwnArena::format(raw, id, &plans)? });
+        let arena = unsafe { OwnArena::format(raw, id, &plans)? };
         let windows = Arc::new(WindowTable::default());
         let memory = Memory::new(arena, windows.clone());
         let reporter = platform.reporter();
@@ -336,7 +336,13 @@ impl Shared {
     fn tell_lanes(&self, news: impl Fn() -> News, id: DomainId, assignment: &Assignment) {
         let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         for link in assignment.links.iter().filter(|link| link.peer_slot == id.slot.number()) {
-            ports.iter().filter(|port| port.link == link.link).for_each(|port| port.mailbox.put(news()));
+            for port in ports.iter().filter(|port| port.link == link.link) {
+                match &port.setup {
+                    // Nobody has taken the lane: it holds nothing of anybody, and passes every fence here and now.
+                    Some(setup) => port.mailbox.put_untaken(news(), setup.fence.as_ref()),
+                    None => port.mailbox.put(news()),
+                }
+            }
         }
     }
 }

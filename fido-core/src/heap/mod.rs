@@ -65,7 +65,10 @@ impl Shared {
 
 impl Heap {
     /// A heap over `range` of the arena (cut to whole pages, and to what the arena has).
-    pub fn new(arena: Arc<OwnArena>, range: Range<u64>) -> Self {
+    ///
+    /// There must be no other heap over any part of it: both would hand out the same bytes. [`crate::memory::Memory`]
+    /// sees to that.
+    pub(crate) fn new(arena: Arc<OwnArena>, range: Range<u64>) -> Self {
         let start = range.start.next_multiple_of(buddy::PAGE_BYTES);
         let end = range.end.min(arena.len());
         let state = Mutex::new(Buddy::new(end.saturating_sub(start)));

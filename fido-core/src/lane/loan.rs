@@ -26,6 +26,11 @@ pub struct UnknownLoan {
     pub tag: u16,
 }
 
+/// A peer has lent more than it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the peer has more than {MAX_LOANS} loans out")]
+pub(super) struct TooManyLoans;
+
 /// What is on loan, by tag. Tags count from 1.
 #[derive(Debug, Default)]
 pub(super) struct LoanTable {
@@ -113,6 +118,12 @@ impl Returns {
     fn state(&self) -> MutexGuard<'_, State> {
         // No code panics while it holds the guard.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the peer may lend more.
+    pub(super) fn has_room(&self) -> bool {
+        let state = self.state();
+        state.live + state.tags.len() < MAX_LOANS
     }
 
     /// A hold on the loan `tag`.

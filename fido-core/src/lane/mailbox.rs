@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::loan::Estate;
+use super::loan::{Estate, PassFence};
 use crate::addr::DomainId;
 use crate::bell::{Bell, Ringer};
 
@@ -61,6 +61,16 @@ impl Mailbox {
         // SYNC: pairs with the acquire load in `take`.
         self.has_news.store(true, Ordering::Release);
         self.bell.ring();
+    }
+
+    /// Keeps news for a lane that nobody has taken yet. A death takes with it what was said of the dead before, and its
+    /// fence is passed at once.
+    pub(crate) fn put_untaken(&self, news: News, fence: &dyn PassFence) {
+        let News::Died(peer) = news else { return self.put(news) };
+        if let Reader::Lane(queue) = &mut *self.reader.lock().unwrap_or_else(PoisonError::into_inner) {
+            queue.retain(|news| !matches!(news, News::Up(of, _) if *of == peer));
+        }
+        fence.passed(peer);
     }
 
     /// Whether there are news; one load.

@@ -104,8 +104,10 @@ pub struct Lane {
     wants_room: bool,
     /// A loan has ended since the last wait: who lacked memory or tags may have looked before that.
     eased: bool,
-    /// A received copy found no room in the heap.
-    wants_heap: bool,
+    /// A received copy found no room in the heap, of which so many bytes were used.
+    wants_heap: Option<u64>,
+    /// The protocol above takes no messages for the time being.
+    held_back: bool,
     tags: Vec<u16>,
     counts: Counts,
 }
@@ -131,7 +133,8 @@ impl Lane {
             quarantine: Vec::new(),
             wants_room: false,
             eased: false,
-            wants_heap: false,
+            wants_heap: None,
+            held_back: false,
             tags: Vec::new(),
             counts: Counts::default(),
         }
@@ -167,6 +170,12 @@ impl Lane {
     pub fn change(&mut self) -> Option<Change> {
         self.follow_news();
         self.changes.pop_front()
+    }
+
+    /// Says whether the protocol above takes no messages for the time being, so that those that are there keep nobody
+    /// awake. Returns of loans still take effect.
+    pub fn hold_back(&mut self, held_back: bool) {
+        self.held_back = held_back;
     }
 
     /// Publishes a message and lends its payload. Call [`Lane::flush`] after a batch.
@@ -293,11 +302,17 @@ impl Lane {
                 }
             }
         }
-        if let Some(session) = self.session.as_mut().filter(|session| !session.is_up)
-            && session.peer_is_set_up(self.setup.memory.id())
-        {
-            session.is_up = true;
-            self.changes.push_back(Change::Up(session.peer));
+        let Some(session) = self.session.as_mut() else { return };
+        match (session.is_up, session.peer_is_set_up(self.setup.memory.id())) {
+            (false, true) => {
+                session.is_up = true;
+                self.changes.push_back(Change::Up(session.peer));
+            }
+            (true, false) => {
+                tracing::error!(lane = self.name(), "the peer has ended the session: it finds this domain broken");
+                self.end_session();
+            }
+            _ => {}
         }
     }
 
@@ -342,13 +357,15 @@ impl Lane {
         }
         self.backlog.clear();
         self.wants_room = false;
-        self.wants_heap = false;
+        self.wants_heap = None;
         self.estate.add(session.returns.clone());
     }
 
-    /// The peer has published what cannot be: it is buggy, and nothing more it says is believed.
+    /// The peer has published what cannot be: it is buggy, and nothing more it says is believed. It is told so, lest it
+    /// wait for ever.
     fn break_session(&mut self, error: &dyn std::error::Error) {
         if let Some(session) = &self.session {
+            session.renounce();
             tracing::error!(lane = self.name(), peer = %session.peer, %error, "the peer is broken; the lane is down");
             self.setup.memory.stats().refusals.add(1);
         }
@@ -365,7 +382,9 @@ impl Lane {
 fn copied(memory: &Memory, payload: Payload) -> Result<Payload, SendError> {
     match memory.copy_in(&payload) {
         Ok(copy) => Ok(copy.map_or_else(Payload::new, crate::heap::ArenaBuf::into_payload)),
-        Err(CopyError::Heap(HeapError::Exhausted { .. })) => Err(SendError::Full(payload)),
+        Err(CopyError::Heap(HeapError::Exhausted { wanted, capacity, .. })) if wanted <= capacity => {
+            Err(SendError::Full(payload))
+        }
         Err(CopyError::Heap(error)) => Err(SendError::Heap(error)),
         Err(CopyError::Address(error)) => Err(SendError::Address(error)),
     }
@@ -418,12 +437,16 @@ impl Source for Lane {
         if self.eased || self.setup.mailbox.has_news() || !self.changes.is_empty() {
             return true;
         }
-        if !self.backlog.is_empty() && !self.wants_heap {
+        let has_heap = self.wants_heap.is_none_or(|used| self.setup.memory.heap().used() < used);
+        if !self.backlog.is_empty() && has_heap && !self.held_back {
             return true;
         }
         let Some(session) = self.session.as_mut() else { return false };
+        if session.is_up != session.peer_is_set_up(self.setup.memory.id()) {
+            return true;
+        }
         if !session.is_up {
-            return session.peer_is_set_up(self.setup.memory.id());
+            return false;
         }
         let has_room = self.wants_room && session.has_room();
         let can_take = session.rx.is_ready() && self.backlog.len() < self.setup.place.plan.slots as usize;

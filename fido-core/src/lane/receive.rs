@@ -2,11 +2,13 @@
 
 use crate::addr::Segment;
 use crate::assignment::Transport;
-use crate::heap::ArenaBuf;
+use crate::heap::{ArenaBuf, HeapError};
 use crate::message::{self, Frame, Head, INLINE_SEGMENTS, KIND_RESERVED, KIND_RETURNS, LIST_ENTRY_BYTES};
 use crate::payload::{Hold, MAX_SEGMENTS, Payload};
+use crate::ring::Words;
 use crate::window::AddressError;
 
+use super::loan::{TooManyLoans, UnknownLoan};
 use super::session::Session;
 use super::{CopyError, Lane, Memory};
 
@@ -42,6 +44,9 @@ pub enum RefusalError {
     /// Segments without a loan.
     #[error("a payload without a loan")]
     NoLoan,
+    /// The copying transport can never have a buffer of that size.
+    #[error(transparent)]
+    Heap(#[from] HeapError),
     /// A kind of the lane's own that this version does not know.
     #[error("kind {kind:#x}, which is reserved and unknown")]
     ReservedKind {
@@ -68,14 +73,15 @@ impl Lane {
     /// The copying transport's second copy, into a buffer of our own; the loan ends here.
     fn copy_out(&mut self, message: Result<(Head, Payload), Refusal>) -> Option<Result<(Head, Payload), Refusal>> {
         let Ok((head, payload)) = message else { return Some(message) };
-        self.wants_heap = false;
+        self.wants_heap = None;
         match self.setup.memory.copy_in(&payload) {
             Ok(copy) => Some(Ok((head, copy.map_or_else(Payload::new, ArenaBuf::into_payload)))),
-            Err(CopyError::Heap(_)) => {
+            Err(CopyError::Heap(HeapError::Exhausted { wanted, used, capacity })) if wanted <= capacity => {
                 self.backlog.push_front(Ok((head, payload)));
-                self.wants_heap = true;
+                self.wants_heap = Some(used);
                 None
             }
+            Err(CopyError::Heap(error)) => Some(Err(Refusal { head, error: error.into() })),
             Err(CopyError::Address(error)) => Some(Err(Refusal { head, error: error.into() })),
         }
     }
@@ -102,7 +108,7 @@ impl Lane {
             let frame = Frame::decode(&words);
             self.eased |= frame.head.kind == KIND_RETURNS || frame.returned != 0;
             let returned = if frame.head.kind == KIND_RETURNS {
-                message::decode_returns(&words).try_for_each(|tag| session.end_loan(tag, &mut self.counts.returned))
+                end_loans(session, &words, &mut self.counts.returned)
             } else if frame.returned != 0 {
                 session.end_loan(frame.returned, &mut self.counts.returned)
             } else {
@@ -112,12 +118,25 @@ impl Lane {
                 self.break_session(&error);
                 return None;
             }
+            if frame.loan != 0 && !session.returns.has_room() {
+                self.break_session(&TooManyLoans);
+                return None;
+            }
             if frame.head.kind != KIND_RETURNS {
                 self.counts.received += 1;
                 return Some(accept(&self.setup.memory, session, &frame));
             }
         }
     }
+}
+
+/// Ends the loans that a message of returns names. One that names none is as wrong as one that names an unknown one.
+fn end_loans(session: &mut Session, words: &Words, ended: &mut u64) -> Result<(), UnknownLoan> {
+    let mut tags = message::decode_returns(words).peekable();
+    if tags.peek().is_none() {
+        return Err(UnknownLoan { tag: 0 });
+    }
+    tags.try_for_each(|tag| session.end_loan(tag, ended))
 }
 
 /// Makes a payload of what a frame alleges.

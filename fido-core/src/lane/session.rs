@@ -69,13 +69,16 @@ impl Session {
     ) -> Result<Self, ArenaError> {
         let (link, lane) = (place.plan.link, place.plan.lane);
         let outside = |what| ArenaError::Lane { link, lane, what };
+        if !arena.lanes().contains(place) {
+            return Err(outside("the own arena has no such lane"));
+        }
         let their_place = Peer::read(window)?.lane(link, lane)?;
         let own = Half::new(arena.window(), place.control).ok_or(outside("outside the own arena"))?;
         let theirs = Half::new(window, their_place.control).ok_or(outside("outside the peer's arena"))?;
         let own_slots = Half::slots(arena.window(), place).ok_or(outside("outside the own arena"))?;
         let their_slots = Half::slots(window, &their_place).ok_or(outside("outside the peer's arena"))?;
-        // SAFETY: own slots, within the own arena, which `own` keeps mapped; the consumer of the session before was
-        // the peer's dead predecessor.
+        // SAFETY: own slots as the own arena's layout has them (checked above), which `own` keeps mapped; the consumer
+        // of the session before was the peer's dead predecessor.
         let tx = unsafe { Producer::new(own_slots, place.plan.slots) };
         // SAFETY: within the peer's window, which `theirs` keeps mapped.
         let rx = unsafe { Consumer::new(their_slots, their_place.plan.slots) };
@@ -140,6 +143,12 @@ impl Session {
         self.loans.take(tag)?;
         *ended += 1;
         Ok(())
+    }
+
+    /// Takes back that this side is set up for the peer, and wakes it.
+    pub(super) fn renounce(&self) {
+        self.own.control().session.publish(0);
+        self.ringer.ring();
     }
 
     /// Whether the peer has set its half up for this incarnation of ours.

@@ -359,3 +359,46 @@ fn memory_behind_a_fence_keeps_its_thread_awake_once() {
     a.flush();
     assert!(stays_awake(&mut a) && !stays_awake(&mut a));
 }
+
+/// Publishes words as a broken peer might.
+fn publish(lane: &mut Lane, words: &crate::ring::Words) {
+    assert!(lane.session.as_mut().expect("a session").tx.push(words));
+}
+
+#[test]
+fn whoever_finds_the_other_broken_tells_it() {
+    for wrong in [message::encode_returns(&[77]), message::encode_returns(&[])] {
+        let (link, mut a, mut b) = TestLink::new(8, Transport::Pointer);
+        publish(&mut b, &wrong);
+        assert!(a.recv().is_none());
+        assert_eq!(a.change(), Some(Change::Down(link.b().id())));
+        b.arm();
+        assert!(b.ready(), "it learns of it");
+        assert_eq!(b.change(), Some(Change::Down(link.a().id())));
+        assert!(matches!(b.send(head(1), Payload::new()), Err(SendError::Down(_))));
+    }
+}
+
+#[test]
+fn messages_that_are_held_back_keep_nobody_awake() {
+    let (mut a, mut b) = lane_pair(8, Transport::Pointer);
+    a.send(head(1), Payload::new()).unwrap();
+    b.flush();
+    b.hold_back(true);
+    b.arm();
+    assert!(!b.ready());
+    b.disarm();
+    b.hold_back(false);
+    b.arm();
+    assert!(b.ready());
+    assert_eq!(received(&mut b).0, head(1));
+}
+
+#[test]
+fn what_can_never_be_copied_is_an_error_at_once() {
+    let (mut a, _b) = lane_pair(8, Transport::Copying);
+    let part = bytes(a.memory(), &[0; 1 << 20]);
+    let mut payload = Payload::new();
+    (0..17).for_each(|_| payload.append(part.clone()));
+    assert!(matches!(a.send(head(1), payload), Err(SendError::Heap(_))), "more than the whole heap has");
+}

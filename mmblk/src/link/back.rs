@@ -67,6 +67,7 @@ impl<Q: BlockQueue> BackEnd<Q> {
     pub fn flush(&mut self) {
         self.queue.flush_submissions();
         self.lane.flush();
+        self.lane.hold_back(!self.has_room());
     }
 
     /// What to wait for.
@@ -97,9 +98,8 @@ impl<Q: BlockQueue> BackEnd<Q> {
     /// Takes requests off the lane. A front end that keeps to the depth never meets the bound; for one that does not,
     /// requests stay in the ring.
     fn take_requests(&mut self) -> bool {
-        let depth = self.queue.geometry().depth as usize;
         let mut any = false;
-        while self.waiting.len() < depth && self.answers.len() < 2 * depth {
+        while self.has_room() {
             let Some(message) = self.lane.recv() else { break };
             any = true;
             match message {
@@ -108,6 +108,12 @@ impl<Q: BlockQueue> BackEnd<Q> {
             }
         }
         any
+    }
+
+    /// Whether another request can be taken.
+    fn has_room(&self) -> bool {
+        let depth = self.queue.geometry().depth as usize;
+        self.waiting.len() < depth && self.answers.len() < 2 * depth
     }
 
     fn take(&mut self, head: &Head, data: Payload) {

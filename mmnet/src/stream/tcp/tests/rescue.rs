@@ -12,8 +12,8 @@ use super::*;
 fn with_foreign_queue(arena: u64) -> (TcpPort, Memory, TcpStream, Memory, Weak<dyn std::any::Any + Send + Sync>) {
     let (mut port, memory) = port(arena, Limits::default());
     let foreign = private_arena(32 << 20, &[]);
-    let disk = Memory::new(foreign.clone(), Arc::default());
-    memory.windows().insert(foreign.window().clone());
+    let disk = Memory::new(foreign, Arc::default());
+    memory.windows().insert(disk.arena().window().clone());
     let client = connect(port.local_addr());
     rustix::net::sockopt::set_socket_recv_buffer_size(&client, 256 << 10).unwrap();
     let id = opened(&mut port);
@@ -66,8 +66,8 @@ fn without_room_for_a_rescue_the_connection_is_reset() {
 fn a_loan_ends_although_only_its_rest_is_queued() {
     let (mut port, memory) = port(32 << 20, Limits::default());
     let foreign = private_arena(1 << 20, &[]);
-    let disk = Memory::new(foreign.clone(), Arc::default());
-    memory.windows().insert(foreign.window().clone());
+    let disk = Memory::new(foreign, Arc::default());
+    memory.windows().insert(disk.arena().window().clone());
     let mut client = connect(port.local_addr());
     rustix::net::sockopt::set_socket_recv_buffer_size(&client, 256 << 10).unwrap();
     let id = opened(&mut port);
