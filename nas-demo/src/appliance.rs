@@ -85,6 +85,10 @@ impl Nas {
         patience: Duration,
         go_on: &dyn Fn() -> Result<(), Interrupted>,
     ) -> Result<Manager, Box<dyn Error>> {
+        if self.image.to_str().is_none() {
+            let name = self.image.display();
+            return Err(format!("the image's path {name} is no UTF-8 text, which a manifest has to be").into());
+        }
         let manager = Manager::start(self.manifest()?, Options::default())?;
         let deadline = Instant::now() + patience;
         loop {

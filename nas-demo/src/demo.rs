@@ -17,6 +17,7 @@ use crate::components::EXPORT;
 use crate::interrupt::Interrupt;
 use crate::probe::Probe;
 use crate::report::{self, ModeResult};
+use crate::say::say;
 use crate::workload::client::Client;
 use crate::workload::iozone::{self, Spec};
 
@@ -32,16 +33,16 @@ pub fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
     let spec = if cli.quick { Spec::quick() } else { Spec::standard() };
     let interrupt = Interrupt::watch()?;
     let scratch = scratch(cli.dir.as_deref())?;
-    println!(
+    say(format_args!(
         "Fido NAS demo: net, fs and disk domains, {} modes in turn, images in {}",
         modes.len(),
         scratch.path().display()
-    );
-    println!(
+    ));
+    say(format_args!(
         "workload: NFSv3 over TCP on loopback, one connection; sequential phases keep {} calls in flight, random phases 1;\n\
          writes are unstable and end with a commit; every record read is checked\n",
         spec.depth
-    );
+    ));
     warm_up(scratch.path(), spec.written_bytes(), &interrupt)?;
     let mut results = Vec::new();
     for mode in modes {
@@ -56,11 +57,11 @@ pub fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
         // The next mode starts with the same free space and page cache.
         fs::remove_file(&nas.image)?;
     }
-    println!("\n{}", report::table(&results));
-    println!("machine: {}", machine());
+    say(format_args!("\n{}", report::table(&results)));
+    say(format_args!("machine: {}", machine()));
     if let Some(file) = &cli.json {
         write_json(file, &results)?;
-        println!("raw results: {}", file.display());
+        say(format_args!("raw results: {}", file.display()));
     }
     Ok(())
 }
@@ -91,9 +92,9 @@ fn run_mode(nas: &Nas, spec: &Spec, interrupt: &Interrupt) -> Result<ModeResult,
         .iter()
         .map(|domain| format!("{} pid {}", domain.name, domain.pid.unwrap_or_default()))
         .collect();
-    println!("{:<10} serves {}  ({})", nas.mode.name(), url(nas.listen), pids.join(", "));
+    say(format_args!("{:<10} serves {}  ({})", nas.mode.name(), url(nas.listen), pids.join(", ")));
     if nas.mode == Mode::Split {
-        println!("           try it while it runs: nfs-ls '{}'", url(nas.listen));
+        say(format_args!("           try it while it runs: nfs-ls '{}'", url(nas.listen)));
     }
     let bar = progress_bar(spec.calls(), nas.mode.name());
     let mut client = Client::mount(nas.listen, "/", PATIENCE)?;

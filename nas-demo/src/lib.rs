@@ -13,6 +13,7 @@ pub mod interrupt;
 pub mod nfs;
 pub mod probe;
 pub mod report;
+pub mod say;
 pub mod serve;
 pub mod volume;
 pub mod workload;

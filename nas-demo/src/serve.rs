@@ -10,6 +10,7 @@ use crate::appliance::{Mode, Nas, fixed_port};
 use crate::cli::Cli;
 use crate::demo::{scratch, url};
 use crate::interrupt::Interrupt;
+use crate::say::say;
 
 /// How long the appliance may take to serve, and to end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,8 +40,13 @@ pub fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     let manager = nas.start(PATIENCE, &|| interrupt.check())?;
-    println!("{}", url(nas.listen));
-    println!("image {}, mode {}; try: nfs-ls '{}'; end with Ctrl-C", nas.image.display(), mode.name(), url(nas.listen));
+    say(format_args!("{}", url(nas.listen)));
+    say(format_args!(
+        "image {}, mode {}; try: nfs-ls '{}'; end with Ctrl-C",
+        nas.image.display(),
+        mode.name(),
+        url(nas.listen)
+    ));
     let mut shown = BTreeMap::new();
     while !interrupt.wait(GLANCE) {
         show_changes(&manager.status(), &mut shown);
@@ -49,7 +55,7 @@ pub fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
             return Err(format!("domain {} has failed for good: {problem}", failed.name).into());
         }
     }
-    println!("shutting down");
+    say(format_args!("shutting down"));
     manager.shutdown(PATIENCE)?;
     Ok(())
 }
@@ -59,7 +65,7 @@ fn show_changes(status: &Status, shown: &mut BTreeMap<String, u32>) {
     for domain in &status.domains {
         let Some(pid) = domain.pid else { continue };
         if shown.insert(domain.name.clone(), pid) != Some(pid) {
-            println!("domain {} pid {pid} generation {}", domain.name, domain.generation);
+            say(format_args!("domain {} pid {pid} generation {}", domain.name, domain.generation));
         }
     }
 }

@@ -69,6 +69,8 @@ pub(super) struct Incarnation {
     pub(super) id: DomainId,
     pub(super) process: Process,
     pub(super) channel: Option<Channel>,
+    /// The connection of one that has been killed: what it said before may not all have been read.
+    pub(super) last_words: Option<Channel>,
     pub(super) arena: Option<Descriptors>,
     pub(super) bells: BTreeMap<u32, Descriptors>,
     pub(super) notes: BTreeMap<String, String>,

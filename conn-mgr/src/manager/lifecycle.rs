@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use fido_core::addr::DomainId;
+use fido_core::platform::host::protocol::FromDomain;
 use rustix::process::Signal;
 
 use super::DomainState;
+use super::channel::Channel;
 use super::event_loop::{EventLoop, Heritage, Incarnation};
 use super::process::Process;
 use super::restarts::{End, Verdict};
@@ -54,6 +56,7 @@ impl EventLoop {
                     id,
                     process,
                     channel: None,
+                    last_words: None,
                     arena: None,
                     bells: BTreeMap::new(),
                     notes: BTreeMap::new(),
@@ -109,8 +112,8 @@ impl EventLoop {
         tracing::warn!(domain = name, generation, reason = problem, "killing a domain");
         incarnation.condemned = Some(problem.to_owned());
         incarnation.process.signal(Signal::KILL);
-        // From here on it is neither heard nor told anything.
-        incarnation.channel = None;
+        // From here on it is neither heard nor told anything. Only whether it was ready still counts, at its end.
+        incarnation.last_words = incarnation.channel.take();
         incarnation.start_deadline = None;
         incarnation.close_deadline = None;
         let id = incarnation.id;
@@ -126,7 +129,8 @@ impl EventLoop {
         let Some(run) = self.runs.get_mut(index) else { return };
         let Some(incarnation) = run.incarnation.as_mut() else { return };
         let Some(status) = incarnation.process.reap() else { return };
-        let (id, was_ready) = (incarnation.id, incarnation.ready);
+        let said_ready = incarnation.last_words.take().is_some_and(|channel| says_ready(&channel));
+        let (id, was_ready) = (incarnation.id, incarnation.ready || said_ready);
         let arena = incarnation.arena.take();
         let clean = status.as_ref().is_ok_and(|status| status.success());
         let exited = incarnation.condemned.is_none() && status.as_ref().is_ok_and(|status| status.code().is_some());
@@ -184,4 +188,10 @@ impl EventLoop {
         });
         self.feed(Event::Gone(id));
     }
+}
+
+/// Whether a message that nobody has read says that the domain is ready.
+fn says_ready(channel: &Channel) -> bool {
+    std::iter::from_fn(|| channel.receive().ok().flatten())
+        .any(|(message, _)| matches!(message, FromDomain::Ready { .. }))
 }

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use fido_core::addr::DomainId;
 use fido_core::domain::Domain;
 use fido_core::wait::Source;
-use mmnet::stream::{Gateway, Limits, TcpPort};
+use mmnet::stream::{Gateway, Limits, TcpPort, raise_file_limit};
 
 use super::event_loop::{self, Component};
 
@@ -23,7 +23,10 @@ pub fn run(domain: &Domain) -> Result<(), Box<dyn Error>> {
 /// The listening socket that the manifest names.
 pub fn listen(domain: &Domain) -> Result<TcpPort, Box<dyn Error>> {
     let listen: SocketAddr = domain.required_param("listen")?;
-    Ok(TcpPort::bind(domain.memory(), listen, Limits::default())?)
+    let limits = Limits::default();
+    // A descriptor each, and some for everything else. Where the system allows fewer, further clients wait.
+    raise_file_limit(limits.connections as u64 + 64);
+    Ok(TcpPort::bind(domain.memory(), listen, limits)?)
 }
 
 struct Net {

@@ -24,8 +24,10 @@ use super::reply::Reply;
 use super::rpc::{self, Call, Program, Refusal};
 use crate::volume::ops::{Caller, Ino, Kind, ROOT, Volume, VolumeError, VolumeOp, VolumeReply};
 
-/// What a call without data is taken to keep in use, in bytes: its reply and what is written down about it.
-const SMALL_CALL_BYTES: u64 = 512;
+/// What a call without data is taken to keep in use, in bytes: its reply, what is written down about it, and its share
+/// of the loans that the lane to the outside can have. With the limits in use, a client that reads no replies stops at
+/// fewer replies than there are loans for all.
+const SMALL_CALL_BYTES: u64 = 4096;
 
 /// Where a call came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,7 +143,7 @@ impl<V: Volume> Service<V> {
             Ok(()) => self.dispatch(origin, meter, record, &head).unwrap_or_else(|refusal| {
                 tracing::debug!(client = %origin.remote, ?refusal, "refused");
                 match refusal.reply() {
-                    Some(reply) => Outcome::Replied(Reply::new(reply, Payload::new(), None)),
+                    Some(reply) => Outcome::Replied(self.small_reply(reply, meter)),
                     None => Outcome::NotACall,
                 }
             }),
@@ -175,7 +177,7 @@ impl<V: Volume> Service<V> {
         let procedure = NFS_PROGRAM::try_from(call.procedure)
             .map_err(|_| Refusal::Accepted(xid, accept_stat_data::PROC_UNAVAIL))?;
         let key = nfs3::must_not_repeat(procedure).then(|| Key::new(origin.remote, xid, head));
-        if let Some(known) = key.and_then(|key| self.repeated(&key, origin)) {
+        if let Some(known) = key.and_then(|key| self.repeated(&key, origin, meter)) {
             return Ok(known);
         }
         let fsid = self.volume.fsid();
@@ -204,10 +206,13 @@ impl<V: Volume> Service<V> {
     }
 
     /// What to do about a call that must not be carried out twice, if it has been seen.
-    fn repeated(&mut self, key: &Key, origin: Origin) -> Option<Outcome> {
+    fn repeated(&mut self, key: &Key, origin: Origin, meter: &Meter) -> Option<Outcome> {
         match self.duplicates.look_up(key, Instant::now()) {
             Seen::New => None,
-            Seen::Done(reply) => Some(Outcome::Replied(Reply::new(reply.to_vec(), Payload::new(), None))),
+            Seen::Done(reply) => {
+                let reply = reply.to_vec();
+                Some(Outcome::Replied(self.small_reply(reply, meter)))
+            }
             Seen::InProgress(ticket) => Some(match self.pending.get_mut(&ticket) {
                 Some(pending) if pending.orphaned => {
                     pending.origin = origin;
