@@ -283,6 +283,116 @@ fn unfinished_requests_go_to_the_successor_in_order() {
     assert_eq!(ids, [0, 2, 3, 4]);
 }
 
+/// A front end, its device, and a block that this has lent.
+fn lent(bytes: &[u8]) -> (TestLink, LinkQueue, Lane, Payload) {
+    let (link, mut queue, mut device) = played(GEOMETRY);
+    assert!(queue.submit(0, BlockOp::Read { offset: 0, len: bytes.len() as u32 }).is_ok());
+    let (id, ..) = next_request(&mut device);
+    let loan = payload(device.memory(), bytes);
+    device.send(Answer::Done { len: bytes.len() as u32 }.encode(id), loan).unwrap();
+    let old = completions(&mut queue, 1).pop().unwrap().result.unwrap();
+    (link, queue, device, old)
+}
+
+/// Starts the device again and says that it is the same.
+fn succeeded(link: &mut TestLink, queue: &mut LinkQueue) -> Lane {
+    let mut device = link.restart_b();
+    assert!(queue.poll().is_none());
+    while device.change().is_some() {}
+    device.send(Answer::Identity(GEOMETRY).encode(u32::MAX), Payload::new()).unwrap();
+    assert!(queue.poll().is_none());
+    assert!(matches!(next_request(&mut device).1, Request::Identify { .. }));
+    device
+}
+
+/// What the write that comes next is to write, as the device sees it.
+fn next_write(device: &mut Lane) -> (u32, Vec<u8>) {
+    let (id, request, data) = next_request(device);
+    assert!(matches!(request, Request::Write { .. }), "{request:?}");
+    let mut found = vec![0; data.len() as usize];
+    device.memory().read_header(&data, 0, &mut found).unwrap();
+    (id, found)
+}
+
+#[test]
+fn a_write_around_what_the_dead_device_lent_goes_to_the_successor() {
+    let lost = pattern(1, 512);
+    let (mut link, mut queue, mut device, old) = lent(&lost);
+    let memory = link.a().memory.clone();
+    let copied = || memory.stats().payload_bytes_copied.get();
+    // Own bytes within old ones, as of a write to the middle of a block.
+    let around = |byte: u8| {
+        let mut data = old.slice(0, 100).unwrap();
+        data.append(payload(&memory, &[byte; 312]));
+        data.append(old.slice(412, 100).unwrap());
+        BlockOp::Write { offset: 0, data, durable: false }
+    };
+    let bytes = |byte: u8| [&lost[..100], &[byte; 312], &lost[412..]].concat();
+    assert!(queue.submit(1, around(1)).is_ok());
+    assert_eq!(next_write(&mut device).1, bytes(1));
+    assert_eq!(copied(), 0);
+    link.kill_b();
+    assert!(queue.poll().is_none());
+    assert_eq!(copied(), 200, "as soon as it is dead");
+    assert!(queue.submit(2, around(2)).is_ok());
+    let (third, fourth) = (around(3), around(4));
+    drop(old);
+    let mut successor = succeeded(&mut link, &mut queue);
+    assert!(queue.submit(3, third).is_ok());
+    assert_eq!(copied(), 600);
+    assert_eq!(link.a_passes.count(), 0, "the fourth keeps what the device has lent");
+    drop(fourth);
+    queue.flush_submissions();
+    assert_eq!(link.a_passes.count(), 1);
+    for byte in 1..4 {
+        let (id, found) = next_write(&mut successor);
+        assert_eq!(found, bytes(byte), "write {byte}");
+        successor.send(Answer::Done { len: 0 }.encode(id), Payload::new()).unwrap();
+    }
+    for completion in completions(&mut queue, 3) {
+        completion.result.unwrap();
+    }
+}
+
+#[test]
+fn what_the_living_device_lends_is_never_copied() {
+    let (mut link, mut queue, device, old) = lent(&pattern(1, 512));
+    link.kill_b();
+    drop((device, old));
+    assert!(queue.poll().is_none());
+    let mut device = succeeded(&mut link, &mut queue);
+    assert!(queue.submit(1, BlockOp::Read { offset: 0, len: 512 }).is_ok());
+    let (id, ..) = next_request(&mut device);
+    let loan = payload(device.memory(), &pattern(2, 512));
+    device.send(Answer::Done { len: 512 }.encode(id), loan).unwrap();
+    let data = completions(&mut queue, 1).pop().unwrap().result.unwrap();
+    assert!(queue.submit(2, BlockOp::Write { offset: 512, data, durable: false }).is_ok());
+    assert_eq!(next_write(&mut device).1, pattern(2, 512));
+    assert_eq!(link.a().memory.stats().payload_bytes_copied.get(), 0);
+}
+
+#[test]
+fn without_a_buffer_such_a_write_waits_for_one() {
+    let lost = pattern(1, 512);
+    let (mut link, mut queue, device, data) = lent(&lost);
+    let memory = link.a().memory.clone();
+    let mut hoard = Vec::new();
+    for size in [64 << 10, 512, 1] {
+        while let Ok(buf) = memory.alloc(size) {
+            hoard.push(buf);
+        }
+    }
+    link.kill_b();
+    drop(device);
+    assert!(queue.submit(1, BlockOp::Write { offset: 0, data, durable: false }).is_ok());
+    let mut successor = succeeded(&mut link, &mut queue);
+    assert!(successor.recv().is_none() && link.a_passes.count() == 0);
+    drop(hoard);
+    assert!(queue.poll().is_none());
+    assert_eq!(next_write(&mut successor).1, lost);
+    assert_eq!(link.a_passes.count(), 1);
+}
+
 #[test]
 fn another_device_gets_nothing() {
     let (mut link, mut queue, mut device) = played(GEOMETRY);

@@ -9,6 +9,10 @@
 //! has happened to the same bytes in between, and nothing has been reported that says so: requests in flight together
 //! are unordered anyway.
 //!
+//! A write may hold what the dead device had lent: the old bytes around a part of a block. Its successor cannot reach
+//! those, so they are copied into an own buffer, which also lets the dead one's fence pass. A write that finds no
+//! buffer for this waits, as for room in the lane.
+//!
 //! What was *answered* before the death stays: a completed write lies in the kernel's page cache, which does not die
 //! with the process, and a flush that is sent again to the successor covers it. Only when the machine dies are writes
 //! lost that no flush has covered, as with any disk. (This is so for devices whose content outlives their process.
@@ -20,13 +24,16 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use fido_core::assignment::WaitStrategy;
+use fido_core::heap::HeapError;
 use fido_core::lane::{Change, Lane, SendError};
+use fido_core::memory::{CopyError, Memory};
 use fido_core::message::Head;
 use fido_core::payload::Payload;
 use fido_core::wait::Source;
 use fido_core::waiter::Waiter;
 
 use super::codec::{self, Answer, CodecError, Failure, Request, VERSION};
+use super::rescue::{Dead, rescue};
 use super::table::{Pending, Table};
 use crate::finished::Finished;
 use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Geometry};
@@ -98,6 +105,8 @@ pub struct LinkQueue {
     /// Requests that the peer does not have yet, in order.
     unsent: VecDeque<u32>,
     finished: Finished,
+    /// Whose arenas nothing that is sent may lie in.
+    dead: Option<Dead>,
     /// `poll` has sent something that the peer may have to be woken for.
     owed: bool,
 }
@@ -116,6 +125,7 @@ impl LinkQueue {
             table: Table::new(geometry.depth),
             unsent: VecDeque::new(),
             finished: Finished::default(),
+            dead: None,
             owed: false,
         };
         queue.follow_changes();
@@ -139,10 +149,13 @@ impl LinkQueue {
                     self.unsent = self.table.recall().into();
                     tracing::info!(lane = self.lane.name(), %peer, unfinished = self.unsent.len(), "the disk is gone");
                     self.state = State::Down;
+                    self.dead = Some(Dead { slot: peer.slot, except: None });
+                    self.rescue_unsent();
                 }
                 Change::Up(peer) => {
                     tracing::info!(lane = self.lane.name(), %peer, unfinished = self.unsent.len(), "a disk is there");
                     self.state = State::Up;
+                    self.dead = self.dead.map(|dead| Dead { except: Some(peer), ..dead });
                 }
             }
         }
@@ -244,6 +257,15 @@ impl LinkQueue {
         tracing::warn!(lane = self.lane.name(), id = wire, "an answer to what was not asked");
     }
 
+    /// Lets go of what the dead device has lent, as far as there is room to copy it; `send_unsent` sees to the rest.
+    fn rescue_unsent(&mut self) {
+        for wire in &self.unsent {
+            if let Some(pending) = self.table.get_mut(*wire) {
+                rescue_early(&mut pending.op, self.dead, &self.lane);
+            }
+        }
+    }
+
     fn send_unsent(&mut self) {
         if self.state != State::Ready {
             return;
@@ -251,11 +273,8 @@ impl LinkQueue {
         while let Some(wire) = self.unsent.pop_front() {
             let Some(pending) = self.table.get_mut(wire) else { continue };
             let head = Request::of(&pending.op, self.geometry.block).encode(wire);
-            let payload = match &pending.op {
-                BlockOp::Write { data, .. } => data.clone(),
-                _ => Payload::new(),
-            };
-            let error = match self.lane.send(head, payload) {
+            let payload = without_dead(&mut pending.op, self.dead, self.lane.memory());
+            let error = match payload.and_then(|payload| self.lane.send(head, payload)) {
                 Ok(()) => {
                     pending.sent = true;
                     self.owed = true;
@@ -281,7 +300,7 @@ impl BlockQueue for LinkQueue {
         self.geometry
     }
 
-    fn submit(&mut self, id: u64, op: BlockOp) -> Result<(), Busy> {
+    fn submit(&mut self, id: u64, mut op: BlockOp) -> Result<(), Busy> {
         if self.table.len() + self.finished.len() >= self.geometry.depth as usize {
             return Err(Busy(op));
         }
@@ -290,6 +309,7 @@ impl BlockQueue for LinkQueue {
         } else if let Err(error) = self.geometry.check(&op) {
             self.finished.push(id, Err(error));
         } else {
+            rescue_early(&mut op, self.dead, &self.lane);
             self.unsent.push_back(self.table.insert(id, op).map_err(Busy)?);
             self.send_unsent();
         }
@@ -333,6 +353,26 @@ impl Source for LinkQueue {
 
     fn disarm(&mut self) {
         self.lane.disarm();
+    }
+}
+
+/// A request's payload, from which what the dead have lent has been copied.
+fn without_dead(op: &mut BlockOp, dead: Option<Dead>, memory: &Memory) -> Result<Payload, SendError> {
+    let BlockOp::Write { data, .. } = op else { return Ok(Payload::new()) };
+    match dead.map_or(Ok(()), |dead| rescue(data, dead, memory)) {
+        Ok(()) => Ok(data.clone()),
+        Err(CopyError::Heap(HeapError::Exhausted { .. })) => Err(SendError::Full(data.clone())),
+        Err(CopyError::Heap(error)) => Err(SendError::Heap(error)),
+        Err(CopyError::Address(error)) => Err(SendError::Address(error)),
+    }
+}
+
+/// The same ahead of sending. Without success the request stays as it is, and sending it says why.
+fn rescue_early(op: &mut BlockOp, dead: Option<Dead>, lane: &Lane) {
+    if dead.is_some()
+        && let Err(error) = without_dead(op, dead, lane.memory())
+    {
+        tracing::warn!(lane = lane.name(), %error, "a write keeps for now what a dead disk has lent");
     }
 }
 

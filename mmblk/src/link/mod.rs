@@ -11,4 +11,5 @@
 pub mod back;
 pub mod codec;
 pub mod front;
+mod rescue;
 mod table;

@@ -23,11 +23,13 @@ pub struct Owner {
 pub struct Device<Q> {
     queue: Q,
     next: u64,
-    requests: HashMap<u64, (Owner, BlockOp)>,
+    /// In flight, with the reads themselves, which may be refused for want of a buffer. What a write holds is not kept
+    /// here: the queue alone knows when the one who lent it has died.
+    requests: HashMap<u64, (Owner, Option<BlockOp>)>,
     /// Not submitted yet.
-    waiting: VecDeque<u64>,
+    waiting: VecDeque<(Owner, BlockOp)>,
     /// Refused for want of a buffer.
-    refused: Vec<u64>,
+    refused: Vec<(Owner, BlockOp)>,
     retry_at: Option<Instant>,
 }
 
@@ -45,10 +47,7 @@ impl<Q: BlockQueue> Device<Q> {
 
     /// Starts a request, now or when the queue has room.
     pub fn start(&mut self, owner: Owner, op: BlockOp) {
-        let id = self.next;
-        self.next += 1;
-        self.requests.insert(id, (owner, op));
-        self.waiting.push_back(id);
+        self.waiting.push_back((owner, op));
         self.submit();
     }
 
@@ -60,14 +59,14 @@ impl<Q: BlockQueue> Device<Q> {
         }
         self.submit();
         while let Some(done) = self.queue.poll() {
-            if matches!(done.result, Err(BlockError::NoBuffer)) && self.requests.contains_key(&done.id) {
-                self.refused.push(done.id);
-                self.retry_at.get_or_insert_with(|| Instant::now() + RETRY);
-                continue;
-            }
-            // An id that is not ours is a device's mistake, and nobody waits for it.
-            if let Some((owner, _)) = self.requests.remove(&done.id) {
-                return Some((owner, done.result));
+            match (self.requests.remove(&done.id), done.result) {
+                (Some((owner, Some(op))), Err(BlockError::NoBuffer)) => {
+                    self.refused.push((owner, op));
+                    self.retry_at.get_or_insert_with(|| Instant::now() + RETRY);
+                }
+                (Some((owner, _)), result) => return Some((owner, result)),
+                // An id that is not ours is a device's mistake, and nobody waits for it.
+                (None, _) => {}
             }
         }
         None
@@ -85,12 +84,14 @@ impl<Q: BlockQueue> Device<Q> {
     }
 
     fn submit(&mut self) {
-        while let Some(id) = self.waiting.pop_front() {
-            let Some((_, op)) = self.requests.get(&id) else { continue };
-            if let Err(Busy(_)) = self.queue.submit(id, op.clone()) {
-                self.waiting.push_front(id);
+        while let Some((owner, op)) = self.waiting.pop_front() {
+            let read = matches!(op, BlockOp::Read { .. }).then(|| op.clone());
+            if let Err(Busy(op)) = self.queue.submit(self.next, op) {
+                self.waiting.push_front((owner, op));
                 return;
             }
+            self.requests.insert(self.next, (owner, read));
+            self.next += 1;
         }
     }
 }

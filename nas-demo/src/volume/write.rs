@@ -143,8 +143,11 @@ impl<Q: BlockQueue> NasVolume<Q> {
             Ok(_) => {}
             Err(error) => {
                 tracing::warn!(ino = write.ino, %error, "a write failed");
-                let full = matches!(error, BlockError::NoSpace);
-                write.failed = Some(if full { VolumeError::NoSpace } else { VolumeError::Io });
+                write.failed = Some(match error {
+                    BlockError::NoSpace => VolumeError::NoSpace,
+                    BlockError::NoBuffer => VolumeError::Busy,
+                    _ => VolumeError::Io,
+                });
             }
         }
         match (write.left, write.failed) {
