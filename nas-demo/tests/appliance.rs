@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use conn_mgr::Manager;
+use conn_mgr::manager::Status;
+use conn_mgr::{Manager, Manifest, Options};
 use nas_demo::appliance::{Mode, Nas, fixed_port};
 use nas_demo::components::EXPORT;
 use nas_demo::probe::Probe;
@@ -134,4 +135,28 @@ fn the_fs_domain_may_die() {
 #[test]
 fn the_disk_domain_may_die() {
     survives_the_death_of("disk");
+}
+
+/// A survivor with nothing to do has to let go of a dead disk, too: whoever has not when the fence's deadline comes is
+/// killed.
+#[test]
+fn an_idle_nas_passes_the_fence_of_its_disk() {
+    /// The manifest says the same.
+    const FENCE: Duration = Duration::from_secs(2);
+    let dir = tempfile::tempdir().expect("a directory");
+    let nas = nas(Mode::Split, dir.path());
+    let text = nas.manifest_text() + "\n[fence]\ndeadline = \"2s\"\n";
+    let manifest = Manifest::parse(&text, "the test's manifest").expect("a manifest");
+    let manager = Manager::start(manifest, Options::default()).expect("a manager");
+    manager.wait_ready(LIMIT).expect("the appliance starts");
+    let mut client = mount(nas.listen);
+    // Metadata and data: both of fs's lanes have had something on loan.
+    write_stably(&mut client, &nas, 0);
+    manager.kill("disk").expect("it runs");
+    let is_back = |status: &Status| status.is_ready() && status.domain("disk").is_some_and(|disk| disk.generation == 2);
+    assert!(manager.wait_until(LIMIT, is_back), "{:?}", manager.status());
+    let others = |status: &Status| status.domains.iter().any(|d| d.name != "disk" && d.generation != 1);
+    assert!(!manager.wait_until(2 * FENCE, others), "a survivor was killed: {:?}", manager.status());
+    write_stably(&mut client, &nas, 1);
+    manager.shutdown(LIMIT).expect("an end in order");
 }

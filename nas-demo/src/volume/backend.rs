@@ -8,6 +8,8 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use fido_core::wait::Source;
+use fido_core::waiter::Waiter;
 use mmblk::queue::BlockQueue;
 
 use super::blocking::{Blocking, DeviceError};
@@ -66,6 +68,15 @@ impl<Q: BlockQueue> Region<Q> {
     /// [`DeviceError`].
     pub fn flush(&self) -> Result<(), DeviceError> {
         self.state().device.flush()
+    }
+
+    /// Looks after the device while there is nothing to do, see [`Blocking::idle`]. Everybody who shares the region is
+    /// on the caller's thread.
+    ///
+    /// # Errors
+    /// The system's, if it cannot wait.
+    pub fn idle(&self, other: &mut dyn Source, waiter: &mut Waiter) -> io::Result<()> {
+        self.state().device.idle(other, waiter)
     }
 
     /// Whether the store has run out of the region since the last time this was asked.

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use fido_core::heap::HeapError;
 use fido_core::memory::Memory;
 use fido_core::payload::Payload;
+use fido_core::wait::Source;
+use fido_core::waiter::Waiter;
 use fido_core::window::AddressError;
 use mmblk::queue::{BlockError, BlockOp, BlockQueue, Geometry};
 
@@ -132,6 +134,18 @@ impl<Q: BlockQueue> Blocking<Q> {
     /// [`DeviceError`].
     pub fn flush(&mut self) -> Result<(), DeviceError> {
         self.request(BlockOp::Flush).map(drop)
+    }
+
+    /// Between requests: takes in what has become of the device (its death, too, counts only once it is noticed here),
+    /// returns what it has lent, and sleeps until there is more of that or `other` is ready.
+    ///
+    /// # Errors
+    /// The system's, if it cannot wait.
+    pub fn idle(&mut self, other: &mut dyn Source, waiter: &mut Waiter) -> Result<(), std::io::Error> {
+        // Nothing is in flight: an answer can only be to a request that was given up.
+        while self.queue.poll().is_some() {}
+        self.queue.flush_submissions();
+        waiter.idle(&mut [other, &mut self.queue], None)
     }
 
     /// The blocks that cover `len` bytes from `offset` on.

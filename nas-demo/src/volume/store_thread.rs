@@ -2,17 +2,23 @@
 //!
 //! All jobs that are waiting are taken at once: questions are answered from the last commit, then all changes go into
 //! one transaction (group commit), while the next jobs gather. Results arrive in the order in which they became true.
+//!
+//! Without jobs the thread sleeps on its inbox and its device together: a device that dies must be let go of at once,
+//! or its fence is not passed in time.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
+use fido_core::assignment::WaitStrategy;
 use fido_core::bell::{Bell, Ringer};
 use fido_core::memory::Memory;
 use fido_core::wait::Source;
+use fido_core::waiter::Waiter;
 use mmblk::queue::BlockQueue;
 
 use super::backend::Region;
@@ -24,6 +30,8 @@ use super::superblock::OpenError;
 
 /// The most jobs taken at once.
 const MAX_BATCH: usize = 1024;
+/// The pause of a thread that has no means to wait for something.
+const NAP: Duration = Duration::from_millis(50);
 
 /// What a store is opened with.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +48,8 @@ pub struct StoreOptions {
 #[derive(Debug)]
 pub struct StoreHandle {
     jobs: Option<Sender<Vec<Job>>>,
+    /// Rung after each message to the thread, and when there will be no more.
+    call: Arc<Bell>,
     batch: Vec<Job>,
     results: Receiver<Vec<(u64, Outcome)>>,
     arrived: VecDeque<(u64, Outcome)>,
@@ -59,7 +69,10 @@ impl StoreHandle {
         options: StoreOptions,
         left: Option<Testament>,
     ) -> Result<(Self, Mounted), OpenError> {
-        let (jobs, inbox) = channel::<Vec<Job>>();
+        let (jobs, messages) = channel::<Vec<Job>>();
+        let call = Arc::new(Bell::new()?);
+        let inbox = Inbox { messages, call: call.clone(), next: None, open: true };
+        let waiter = Waiter::new(WaitStrategy::Sleep)?.counting_in(&memory);
         let (outbox, results) = channel();
         let (opened, opening) = channel();
         let wake = Arc::new(Bell::new()?);
@@ -72,7 +85,7 @@ impl StoreHandle {
             match store {
                 Ok((store, mounted)) => {
                     if opened.send(Ok(mounted)).is_ok() {
-                        run(store, &inbox, &outbox, &bell);
+                        run(store, inbox, waiter, &outbox, &bell);
                     }
                 }
                 Err(error) => drop(opened.send(Err(error))),
@@ -83,6 +96,7 @@ impl StoreHandle {
         let mounted = opening.recv().map_err(|_| died())??;
         let handle = Self {
             jobs: Some(jobs),
+            call,
             batch: Vec::new(),
             results,
             arrived: VecDeque::new(),
@@ -108,6 +122,7 @@ impl StoreHandle {
             Some(jobs) => jobs.send(batch).err().map(|error| error.0),
             None => Some(batch),
         };
+        self.call.ring();
         // The thread ends only with the handle, unless it panicked: then nobody knows.
         self.arrived.extend(unsent.into_iter().flatten().map(|job| (job.id, Outcome::Unknown)));
     }
@@ -142,6 +157,7 @@ impl Drop for StoreHandle {
         self.flush();
         self.jobs = None;
         self.stop.store(true, Ordering::Relaxed);
+        self.call.ring();
         if let Some(thread) = self.thread.take() {
             // A panic of the thread has been reported by the panic hook; there is nothing left to clean up.
             let _ = thread.join();
@@ -149,15 +165,67 @@ impl Drop for StoreHandle {
     }
 }
 
+/// The thread's end of the way of jobs. A source that is ready when there are jobs, or will be none any more.
+#[derive(Debug)]
+struct Inbox {
+    messages: Receiver<Vec<Job>>,
+    call: Arc<Bell>,
+    /// Taken from the channel by a look at it.
+    next: Option<Vec<Job>>,
+    /// The handle is there.
+    open: bool,
+}
+
+impl Inbox {
+    /// The next message, if there is one.
+    fn take(&mut self) -> Option<Vec<Job>> {
+        self.look();
+        self.next.take()
+    }
+
+    fn look(&mut self) {
+        if self.next.is_none() {
+            match self.messages.try_recv() {
+                Ok(jobs) => self.next = Some(jobs),
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => self.open = false,
+            }
+        }
+    }
+}
+
+impl Source for Inbox {
+    fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.call.as_fd()
+    }
+
+    fn ready(&mut self) -> bool {
+        self.look();
+        self.next.is_some() || !self.open
+    }
+
+    fn edge_triggered(&self) -> bool {
+        true
+    }
+}
+
 fn run<Q: BlockQueue + Send + 'static>(
     mut store: Store<Q>,
-    inbox: &Receiver<Vec<Job>>,
+    mut inbox: Inbox,
+    mut waiter: Waiter,
     outbox: &Sender<Vec<(u64, Outcome)>>,
     bell: &Bell,
 ) {
-    while let Ok(mut jobs) = inbox.recv() {
+    while inbox.open {
+        let Some(mut jobs) = inbox.take() else {
+            if let Err(error) = store.region.idle(&mut inbox, &mut waiter) {
+                tracing::error!(%error, "the store's thread cannot sleep");
+                std::thread::sleep(NAP);
+            }
+            continue;
+        };
         while jobs.len() < MAX_BATCH
-            && let Ok(more) = inbox.try_recv()
+            && let Some(more) = inbox.take()
         {
             jobs.extend(more);
         }
