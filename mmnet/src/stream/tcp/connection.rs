@@ -11,6 +11,7 @@ use fido_core::payload::{Hold, Part, Payload};
 use fido_core::window::{AddressError, Span};
 use rustix::io::Errno;
 
+use super::famine::Blame;
 use super::lease::{Account, Lease};
 use super::{Limits, socket};
 use crate::stream::MAX_QUEUED_BYTES;
@@ -68,6 +69,8 @@ pub(super) struct Connection {
     pub(super) writable: bool,
     /// A short read does not mean "empty": the stream's end or urgent data is there too.
     pub(super) to_the_end: bool,
+    /// The famine in which, or after which, it received last.
+    pub(super) fed_in: u64,
     /// In the port's list of connections to read from.
     pub(super) in_reading: bool,
     /// In the port's list of connections to send on.
@@ -99,6 +102,7 @@ impl Connection {
             readable: false,
             writable: true,
             to_the_end: false,
+            fed_in: 0,
             in_reading: false,
             in_sending: false,
             in_keeping: false,
@@ -181,6 +185,18 @@ impl Connection {
     /// Whether it holds a receive buffer.
     pub(super) fn has_buffer(&self) -> bool {
         self.filling.is_some()
+    }
+
+    /// Whether it can receive without another buffer.
+    pub(super) fn has_usable_buffer(&self) -> bool {
+        self.filling.as_ref().is_some_and(|filling| filling.room() >= LEAST_BUFFER_BYTES)
+    }
+
+    /// How much it is to blame for the famine of that number; `None` if its end would free nothing.
+    pub(super) fn blame(&self, famine: u64) -> Option<Blame> {
+        let on_loan = self.account.on_loan();
+        let still = self.fed_in < famine;
+        (self.socket.is_some() && on_loan > 0).then_some(Blame { still, silent: still && !self.readable, on_loan })
     }
 
     /// Whether it has something to tell the socket.

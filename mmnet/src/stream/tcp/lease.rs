@@ -127,6 +127,11 @@ impl Account {
         false
     }
 
+    /// How many bytes are lent.
+    pub(super) fn on_loan(&self) -> u64 {
+        self.on_loan.load(Ordering::Relaxed)
+    }
+
     fn give_back(&self, bytes: u64) {
         let before = self.on_loan.fetch_sub(bytes, Ordering::SeqCst);
         if before - bytes < self.limit && self.blocked.swap(false, Ordering::SeqCst) {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -19,11 +20,23 @@ pub struct Limits {
     pub buffer_bytes: usize,
     /// Connections that wait in the kernel to be accepted; the system's `somaxconn` caps it.
     pub backlog: i32,
+    /// How long connections wait for a receive buffer, while nobody has had one, before one that holds some is reset;
+    /// 10 ms to an hour. Then as long again before the next one.
+    pub starve_patience: Duration,
 }
+
+/// What [`Limits::starve_patience`] may be.
+const PATIENCE: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 4096, receive_bytes: 4 << 20, buffer_bytes: 256 << 10, backlog: 1024 }
+        Self {
+            connections: 4096,
+            receive_bytes: 4 << 20,
+            buffer_bytes: 256 << 10,
+            backlog: 1024,
+            starve_patience: Duration::from_secs(10),
+        }
     }
 }
 
@@ -41,6 +54,10 @@ impl Limits {
         }
         if self.backlog < 1 {
             return wrong("backlog", u64::from(self.backlog.unsigned_abs()), "at least 1");
+        }
+        if !PATIENCE.contains(&self.starve_patience) {
+            let millis = u64::try_from(self.starve_patience.as_millis()).unwrap_or(u64::MAX);
+            return wrong("starve_patience (ms)", millis, "10 ms to an hour");
         }
         Ok(())
     }

@@ -9,6 +9,8 @@
 //! * At most [`Limits::receive_bytes`] of a connection are on loan; then it is not read until something comes back.
 //!   The same holds for all if the heap is exhausted. Neither costs anything while it lasts: the thread on which the
 //!   last hold is dropped wakes the port.
+//! * If that lasts longer than [`Limits::starve_patience`], the connection with the most on loan that has been silent
+//!   is reset: clients that send half a record and then nothing would else keep the heap for ever.
 //! * One connection gets one `recv` or `sendmsg` of bounded size per turn, so a fast one does not starve the others.
 //!
 //! The epoll set is edge-triggered. A connection that is not to be read now, because too much of it is on loan, needs
@@ -20,6 +22,7 @@
 //! appliance, at the block device.
 
 mod connection;
+mod famine;
 mod lease;
 mod limits;
 mod socket;
@@ -44,6 +47,7 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 use super::slab::Slab;
 use super::{SendError, StreamEvent, StreamId, StreamPort};
 use connection::{Connection, Received, Sent};
+use famine::Famine;
 use lease::{Account, Waker};
 pub use limits::{BindError, Limits};
 pub use socket::raise_file_limit;
@@ -78,6 +82,7 @@ pub struct TcpPort {
     /// To be sent on.
     sending: VecDeque<StreamId>,
     starving: Vec<StreamId>,
+    famine: Famine,
     /// Those with a buffer and nothing to read, longest first.
     keeping: VecDeque<StreamId>,
     /// The listener had an edge and has not been accepted empty since.
@@ -121,6 +126,7 @@ impl TcpPort {
             reading: VecDeque::new(),
             sending: VecDeque::new(),
             starving: Vec::new(),
+            famine: Famine::default(),
             keeping: VecDeque::new(),
             acceptable: true,
             accept_paused: false,
@@ -277,8 +283,14 @@ impl TcpPort {
         if !connection.readable {
             return;
         }
-        match connection.receive(&self.memory, &self.limits) {
+        let had_buffer = connection.has_usable_buffer();
+        let received = connection.receive(&self.memory, &self.limits);
+        if !had_buffer && connection.has_buffer() {
+            self.famine.end();
+        }
+        match received {
             Received::Data(data) => {
+                connection.fed_in = self.famine.count();
                 self.events.push_back(StreamEvent::Data { id, data });
                 self.keep_or_go_on(id);
             }
@@ -337,6 +349,22 @@ impl TcpPort {
             self.start_timer();
         }
         self.starving.push(id);
+        if self.famine.is_due(self.limits.starve_patience) {
+            self.evict();
+        }
+    }
+
+    /// Nobody has had a buffer for so long that nobody may ever: resets the connection that is most to blame.
+    fn evict(&mut self) {
+        let famine = self.famine.count();
+        let blame = |id: &StreamId| self.connections.get(*id).and_then(|connection| connection.blame(famine));
+        let worst = self.connections.ids().into_iter().filter_map(|id| Some((blame(&id)?, id))).max();
+        self.famine.end();
+        let Some((blame, id)) = worst else { return };
+        let starving = self.starving.len();
+        tracing::warn!(?id, on_loan = blame.on_loan, starving, "no receive buffers; resetting who holds most of them");
+        self.memory.stats().refusals.add(1);
+        self.fail(id);
     }
 
     fn start_timer(&mut self) {

@@ -1,8 +1,10 @@
+mod famine;
 mod rescue;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown};
 use std::thread;
+use std::time::Duration;
 
 use fido_core::addr::{GlobalAddr, Segment};
 use fido_core::testing::private_memory;
@@ -427,6 +429,7 @@ fn bind_errors_say_what_to_do() {
     assert!(taken.to_string().contains(&first.local_addr().to_string()), "{taken}");
     let elsewhere = "192.0.2.1:0".parse().unwrap();
     assert!(matches!(bind(elsewhere, Limits::default()), BindError::NoSuchAddress { .. }));
+    let patient = |starve_patience| Limits { starve_patience, ..Limits::default() };
     let cases = [
         (Limits { connections: 0, ..Limits::default() }, Limits { connections: 1, ..Limits::default() }),
         (Limits { connections: 65537, ..Limits::default() }, Limits { connections: 65536, ..Limits::default() }),
@@ -436,6 +439,8 @@ fn bind_errors_say_what_to_do() {
             Limits { receive_bytes: 512 << 10, ..Limits::default() },
         ),
         (Limits { backlog: 0, ..Limits::default() }, Limits { backlog: 1, ..Limits::default() }),
+        (patient(Duration::from_micros(9_999)), patient(Duration::from_millis(10))),
+        (patient(Duration::from_millis(3_600_001)), patient(Duration::from_secs(3600))),
     ];
     for (wrong, right) in cases {
         assert!(matches!(bind(LOCAL, wrong), BindError::Limit { .. }), "{wrong:?}");
