@@ -21,7 +21,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
-use fido_core::message::Head;
+use fido_core::lane::{Lane, SendError as LaneError};
+use fido_core::message::{Head, INLINE_SEGMENTS};
 use fido_core::payload::{MAX_SEGMENTS, Payload};
 
 use super::StreamId;
@@ -205,10 +206,31 @@ fn decode_address(head: &Head, len: u64, header: &[u8]) -> Result<SocketAddr, Co
     }
 }
 
-/// Cuts off as much of a payload as goes into one message.
-pub(super) fn next_message(data: &mut Payload) -> Payload {
-    let fits: u64 = data.segments().take(MAX_SEGMENTS).map(|segment| u64::from(segment.len)).sum();
+/// Cuts off as much of a payload as goes into one message of at most `parts` parts.
+pub(super) fn next_message(data: &mut Payload, parts: usize) -> Payload {
+    let fits: u64 = data.segments().take(parts.min(MAX_SEGMENTS)).map(|segment| u64::from(segment.len)).sum();
     data.split_to(fits.min(MAX_MESSAGE_BYTES))
+}
+
+/// Sends one message of what `data` begins with and takes that off; false, and nothing taken off, if the lane takes
+/// none now. A message of many parts needs a buffer for their list. Where the heap has none, one of as many parts as
+/// need no list goes instead: what is to be sent may be all that fills the heap, and then nothing else could free it.
+pub(super) fn send_next(lane: &mut Lane, head: Head, data: &mut Payload) -> Result<bool, LaneError> {
+    for parts in [MAX_SEGMENTS, INLINE_SEGMENTS] {
+        match lane.send(head, next_message(data, parts)) {
+            Ok(()) => return Ok(true),
+            Err(LaneError::Full(mut back) | LaneError::Down(mut back)) => {
+                let listed = back.parts().len() > INLINE_SEGMENTS;
+                back.append(std::mem::take(data));
+                *data = back;
+                if !listed {
+                    break;
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
 }
 
 /// Body of the fuzz target and of the property test: any bytes, taken as a head, a length and a header, are decoded in
@@ -289,13 +311,13 @@ mod tests {
         let segment = |at: u64, len| Segment::new(GlobalAddr::from_bits(1 << 40 | at), len);
         let mut long = Payload::new();
         long.push(segment(0, MAX_MESSAGE_BYTES as u32 + 1), None);
-        assert_eq!((next_message(&mut long).len(), long.len()), (MAX_MESSAGE_BYTES, 1));
+        assert_eq!((next_message(&mut long, MAX_SEGMENTS).len(), long.len()), (MAX_MESSAGE_BYTES, 1));
         let mut many = Payload::new();
         for at in 0..=MAX_SEGMENTS as u64 {
             many.push(segment(at * 10, 1), None);
         }
-        assert_eq!((next_message(&mut many).parts().len(), many.parts().len()), (MAX_SEGMENTS, 1));
-        assert!(next_message(&mut Payload::new()).is_empty());
+        assert_eq!((next_message(&mut many, usize::MAX).parts().len(), many.parts().len()), (MAX_SEGMENTS, 1));
+        assert!(next_message(&mut Payload::new(), 1).is_empty());
     }
 
     proptest! {

@@ -15,13 +15,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fido_core::addr::DomainId;
-use fido_core::lane::{Change, Lane, SendError as LaneError};
+use fido_core::heap::ArenaBuf;
+use fido_core::lane::{Change, Lane};
 use fido_core::memory::CopyError;
 use fido_core::message::Head;
 use fido_core::payload::Payload;
 use fido_core::wait::Source;
 
-use super::codec::{Command, Name, Report, next_message};
+use super::codec::{Command, Name, Report, send_next};
 use super::rescue::rescue_payload;
 use super::slab::Slab;
 use super::{ACKNOWLEDGE_BYTES, MAX_CONNECTIONS, SendError, StreamEvent, StreamId, StreamPort};
@@ -32,6 +33,8 @@ const TURN: usize = 64;
 const MAX_WAITING: usize = 4096;
 /// Dead domains whose bytes may still be on the way here.
 const REMEMBERED_DEAD: usize = 8;
+/// A long address.
+const ADDRESS_BYTES: usize = 16;
 
 /// The connections of `port`, given to the domain at the other end of a lane.
 #[derive(Debug)]
@@ -46,6 +49,8 @@ pub struct Gateway<P> {
     news: VecDeque<StreamId>,
     sent: Arc<SentDesk>,
     dead: VecDeque<DomainId>,
+    /// For a long address that is to be told while what has arrived fills the heap.
+    pub(super) reserve: Option<ArenaBuf>,
 }
 
 #[derive(Debug)]
@@ -115,13 +120,17 @@ impl Drop for Counted {
 enum Told {
     Everything,
     MoreToTell,
+    /// There is no buffer for it. Others may need none, and free some.
+    HeapFull,
     LaneFull,
 }
 
 impl<P: StreamPort> Gateway<P> {
     /// Gives the connections of `port` to the other end of `lane`, where a [`LinkPort`](super::LinkPort) is.
     pub fn new(port: P, lane: Lane) -> Self {
+        let reserve = lane.memory().alloc(ADDRESS_BYTES).ok();
         Self {
+            reserve,
             port,
             lane,
             connections: Slab::new(MAX_CONNECTIONS),
@@ -314,6 +323,10 @@ impl<P: StreamPort> Gateway<P> {
                     self.with(id, |connection| {
                         connection.closed = true;
                         connection.waiting.clear();
+                        if !connection.announced {
+                            // Nobody will ever be told.
+                            connection.arrived = Payload::new();
+                        }
                     });
                     self.by_port.remove(&id);
                 }
@@ -387,18 +400,23 @@ impl<P: StreamPort> Gateway<P> {
         if !self.lane.is_up() {
             return false;
         }
+        let mut more = false;
         for told in 0..self.news.len() {
             let Some(id) = self.news.pop_front() else { return told > 0 };
             match self.report_one(id) {
                 Told::Everything => {}
-                Told::MoreToTell => self.news.push_back(id),
+                Told::MoreToTell => {
+                    more = true;
+                    self.news.push_back(id);
+                }
+                Told::HeapFull => self.news.push_back(id),
                 Told::LaneFull => {
                     self.news.push_front(id);
                     return told > 0;
                 }
             }
         }
-        !self.news.is_empty()
+        more
     }
 
     fn report_one(&mut self, id: StreamId) -> Told {
@@ -410,10 +428,10 @@ impl<P: StreamPort> Gateway<P> {
                 self.forget(id);
                 return Told::Everything;
             }
-            if !announce(&mut self.lane, name, connection.remote) {
-                return Told::LaneFull;
+            match announce(&mut self.lane, &mut self.reserve, name, connection.remote) {
+                Told::Everything => connection.announced = true,
+                not_yet => return not_yet,
             }
-            connection.announced = true;
         }
         if !connection.arrived.is_empty() {
             return self.pass_on(id, name);
@@ -445,14 +463,9 @@ impl<P: StreamPort> Gateway<P> {
     /// Lends one message of what has arrived to the inside.
     fn pass_on(&mut self, id: StreamId, name: Name) -> Told {
         let Some(connection) = self.connections.get_mut(id) else { return Told::Everything };
-        let data = next_message(&mut connection.arrived);
-        match self.lane.send(Report::Data.encode(name).0, data) {
-            Ok(()) => Told::MoreToTell,
-            Err(LaneError::Full(mut data) | LaneError::Down(mut data)) => {
-                data.append(std::mem::take(&mut connection.arrived));
-                connection.arrived = data;
-                Told::LaneFull
-            }
+        match send_next(&mut self.lane, Report::Data.encode(name).0, &mut connection.arrived) {
+            Ok(true) => Told::MoreToTell,
+            Ok(false) => Told::LaneFull,
             Err(error) => {
                 tracing::warn!(%error, "resetting a connection whose data cannot be lent");
                 connection.arrived = Payload::new();
@@ -468,16 +481,23 @@ fn tell(lane: &mut Lane, name: Name, report: Report) -> bool {
     lane.send(report.encode(name).0, Payload::new()).is_ok()
 }
 
-/// Tells the inside of a new connection; false if the lane, or the heap for a long address, is full.
-fn announce(lane: &mut Lane, name: Name, remote: SocketAddr) -> bool {
+/// Tells the inside of a new connection. A long address goes in a buffer, the reserve if there is no other.
+fn announce(lane: &mut Lane, reserve: &mut Option<ArenaBuf>, name: Name, remote: SocketAddr) -> Told {
     let (head, header) = Report::Opened(remote).encode(name);
     let mut payload = Payload::new();
     if let Some(header) = header {
-        let Ok(mut buf) = lane.memory().alloc(header.len()) else { return false };
-        buf.as_mut_slice().copy_from_slice(&header);
+        let fresh = lane.memory().alloc(ADDRESS_BYTES).ok();
+        let Some(mut buf) = fresh.or_else(|| reserve.take()) else { return Told::HeapFull };
+        for (to, from) in buf.as_mut_slice().iter_mut().zip(header) {
+            *to = from;
+        }
         payload = buf.into_payload();
     }
-    lane.send(head, payload).is_ok()
+    let told = lane.send(head, payload).is_ok();
+    if reserve.is_none() {
+        *reserve = lane.memory().alloc(ADDRESS_BYTES).ok();
+    }
+    if told { Told::Everything } else { Told::LaneFull }
 }
 
 /// The same bytes under a hold that counts them when they have been sent.

@@ -11,17 +11,18 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
-use fido_core::lane::{Change, Lane, SendError as LaneError};
+use fido_core::lane::{Change, Lane};
 use fido_core::message::Head;
-use fido_core::payload::Payload;
+use fido_core::payload::{MAX_SEGMENTS, Payload};
 use fido_core::wait::Source;
 
-use super::codec::{Command, Name, Report, next_message};
+use super::codec::{Command, Name, Report, next_message, send_next};
 use super::slab::Slab;
 use super::{ACKNOWLEDGE_BYTES, MAX_CONNECTIONS, MAX_QUEUED_BYTES, SendError, StreamEvent, StreamId, StreamPort};
 
-/// Messages that wait because the lane is full, before sends are refused.
-const OUTBOUND: usize = 1024;
+/// Messages that wait because the lane is full, before sends are refused. At twice as many, which finishes, resets and
+/// answers to a broken outside can make, nothing more is received either: answers are not queued without bound.
+pub(super) const OUTBOUND: usize = 1024;
 /// Messages without an event that are taken in one poll.
 const SILENT: usize = 64;
 
@@ -46,6 +47,8 @@ struct Connection {
     /// Bytes sent that the outside has not acknowledged.
     outstanding: u64,
     wants_room: bool,
+    /// In the port's list of those refused because too much is outbound.
+    in_waiting: bool,
     /// Nothing may be sent any more: finished or reset.
     ended: bool,
     /// Nothing of it is of interest any more but its end.
@@ -85,6 +88,12 @@ impl LinkPort {
     #[cfg(test)]
     pub(super) fn lane_memory(&self) -> &fido_core::memory::Memory {
         self.lane.memory()
+    }
+
+    /// Messages that wait, and connections that wait for them.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> (usize, usize) {
+        (self.outbound.len(), self.waiting.len())
     }
 
     /// What the outside has not returned.
@@ -128,7 +137,8 @@ impl LinkPort {
     }
 
     fn opened(&mut self, wire: Name, remote: SocketAddr) {
-        let connection = Connection { wire, outstanding: 0, wants_room: false, ended: false, reset: false };
+        let connection =
+            Connection { wire, outstanding: 0, wants_room: false, in_waiting: false, ended: false, reset: false };
         let known = self.by_wire.contains_key(&wire.id);
         let made = if known { None } else { self.connections.insert_with(|_| connection) };
         let Some(id) = made else {
@@ -152,6 +162,9 @@ impl LinkPort {
         let Some(connection) = self.connections.get_mut(id) else { return };
         match report {
             Report::Closed => {
+                if connection.in_waiting {
+                    self.waiting.retain(|waiting| *waiting != id);
+                }
                 self.by_wire.remove(&wire.id);
                 self.connections.remove(id);
                 self.events.push_back(StreamEvent::Closed { id });
@@ -183,7 +196,9 @@ impl LinkPort {
             return;
         }
         if crowded {
-            self.waiting.push_back(id);
+            if !std::mem::replace(&mut connection.in_waiting, true) {
+                self.waiting.push_back(id);
+            }
             return;
         }
         connection.wants_room = false;
@@ -200,15 +215,15 @@ impl LinkPort {
 
     /// Sends what waits, as far as the lane takes it.
     fn push_out(&mut self) {
-        while let Some((head, payload)) = self.outbound.pop_front() {
-            match self.lane.send(head, payload) {
-                Ok(()) => {}
-                Err(LaneError::Full(payload)) => {
+        while let Some((head, mut payload)) = self.outbound.pop_front() {
+            match send_next(&mut self.lane, head, &mut payload) {
+                Ok(true) if payload.is_empty() => {}
+                Ok(true) => self.outbound.push_front((head, payload)),
+                Ok(false) => {
+                    // If there is nobody, `Change::Down` follows and clears up.
                     self.outbound.push_front((head, payload));
                     return;
                 }
-                // `Change::Down` follows and clears up.
-                Err(LaneError::Down(_)) => {}
                 Err(error) => {
                     tracing::warn!(%error, "resetting a connection whose reply cannot be lent");
                     self.refuse(Name::of(&head));
@@ -216,6 +231,9 @@ impl LinkPort {
             }
         }
         for id in std::mem::take(&mut self.waiting) {
+            if let Some(connection) = self.connections.get_mut(id) {
+                connection.in_waiting = false;
+            }
             self.tell_room(id);
         }
     }
@@ -253,6 +271,9 @@ impl StreamPort for LinkPort {
             if !self.events.is_empty() {
                 continue;
             }
+            if self.outbound.len() >= 2 * OUTBOUND {
+                break;
+            }
             match self.lane.recv() {
                 Some(Ok((head, payload))) => self.take(head, payload),
                 Some(Err(refusal)) => self.refuse(Name::of(&refusal.head)),
@@ -269,7 +290,7 @@ impl StreamPort for LinkPort {
             return Err(SendError::Closed);
         };
         if crowded || !connection.has_room(data.len()) {
-            if crowded && !connection.wants_room {
+            if crowded && !std::mem::replace(&mut connection.in_waiting, true) {
                 self.waiting.push_back(id);
             }
             connection.wants_room = true;
@@ -278,7 +299,7 @@ impl StreamPort for LinkPort {
         connection.outstanding += data.len();
         let head = Command::Send.encode(connection.wire);
         while !data.is_empty() {
-            self.push(head, next_message(&mut data));
+            self.push(head, next_message(&mut data, MAX_SEGMENTS));
         }
         Ok(())
     }

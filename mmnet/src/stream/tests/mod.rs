@@ -1,5 +1,6 @@
 //! A gateway and a link port with real sockets, over a lane with both transports.
 
+mod crowds;
 mod deaths;
 mod model;
 

@@ -361,6 +361,7 @@ impl World {
         self.rest();
         assert_eq!((self.gateway.connections(), self.link.connections()), (0, 0));
         assert_eq!((self.gateway.lane.loans(), self.link.lane_loans()), (0, 0));
+        self.gateway.reserve = None;
         assert_eq!((self.memory.heap().used(), self.gateway.port.memory.heap().used()), (0, 0));
     }
 }
