@@ -175,7 +175,7 @@ mod tests {
     fn region(disk: &Disk) -> Region<DiskQueue> {
         let memory = private_memory(8 << 20);
         let queue = disk.queue(memory.clone(), 1);
-        Region::open(Blocking::new(queue, memory, Arc::new(AtomicBool::new(false))), 1).unwrap()
+        Region::open(Blocking::new(queue, memory, Arc::new(AtomicBool::new(false))).unwrap(), 1).unwrap()
     }
 
     #[test]

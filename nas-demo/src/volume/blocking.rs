@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use fido_core::assignment::WaitStrategy;
 use fido_core::heap::HeapError;
 use fido_core::memory::Memory;
 use fido_core::payload::Payload;
@@ -57,6 +58,7 @@ pub enum DeviceError {
 pub struct Blocking<Q> {
     queue: Q,
     memory: Memory,
+    waiter: Waiter,
     stop: Arc<AtomicBool>,
     /// The id of the last request; a completion of an older one, given up on, is ignored.
     last: u64,
@@ -66,8 +68,12 @@ pub struct Blocking<Q> {
 
 impl<Q: BlockQueue> Blocking<Q> {
     /// Wraps `queue`. Once `stop` is set, a device that does not answer is waited for only a few seconds more.
-    pub fn new(queue: Q, memory: Memory, stop: Arc<AtomicBool>) -> Self {
-        Self { queue, memory, stop, last: 0, given_up: false }
+    ///
+    /// # Errors
+    /// The system's, if there is nothing to wait with.
+    pub fn new(queue: Q, memory: Memory, stop: Arc<AtomicBool>) -> Result<Self, std::io::Error> {
+        let waiter = Waiter::new(WaitStrategy::Sleep)?.counting_in(&memory);
+        Ok(Self { queue, memory, waiter, stop, last: 0, given_up: false })
     }
 
     /// What the device is like.
@@ -211,25 +217,8 @@ impl<Q: BlockQueue> Blocking<Q> {
                 continue;
             }
             patience.check(&self.stop)?;
-            self.queue.arm();
-            // SYNC: the fence between arming and looking again, see `fido_core::wait::Source`.
-            std::sync::atomic::fence(Ordering::SeqCst);
-            if !self.queue.ready() {
-                nap(&self.queue)?;
-            }
-            self.queue.disarm();
+            self.waiter.idle(&mut [&mut self.queue], Some(NAP))?;
         }
-    }
-}
-
-/// Sleeps until the queue has something, at most [`NAP`].
-fn nap(queue: &impl BlockQueue) -> Result<(), std::io::Error> {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let timeout = Timespec { tv_sec: 0, tv_nsec: NAP.as_nanos() as _ };
-    let fd = queue.wake_fd();
-    match poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&timeout)) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
     }
 }
 

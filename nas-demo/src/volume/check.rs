@@ -50,7 +50,7 @@ impl Report {
 /// # Errors
 /// [`OpenError`] if there is no volume, or its store is beyond reading.
 pub fn check<Q: BlockQueue + Send + 'static>(memory: Memory, queue: Q) -> Result<Report, OpenError> {
-    let device = Blocking::new(queue, memory, Arc::new(AtomicBool::new(false)));
+    let device = Blocking::new(queue, memory, Arc::new(AtomicBool::new(false)))?;
     let region = Region::open(device, 0)?;
     let (store, mounted) = Store::open(region, CACHE_BYTES, RootOwner { mode: 0o755, uid: 0, gid: 0 }, None)?;
     let broken = |fail| {

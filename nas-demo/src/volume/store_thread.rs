@@ -77,7 +77,7 @@ impl StoreHandle {
         let (opened, opening) = channel();
         let wake = Arc::new(Bell::new()?);
         let stop = Arc::new(AtomicBool::new(false));
-        let device = Blocking::new(queue, memory, stop.clone());
+        let device = Blocking::new(queue, memory, stop.clone())?;
         let bell = wake.clone();
         let body = move || {
             let store = Region::open(device, options.fsid)
