@@ -224,6 +224,10 @@ impl<Q: BlockQueue> NasVolume<Q> {
             }
             if !done {
                 self.journal.make_void("a commit has failed");
+                if node.written.is_some() {
+                    // A later commit may already be on its way, whose mark covers what has just failed.
+                    self.journal.distrust(ino);
+                }
                 node.doubt |= !known;
                 node.owed += owed;
                 node.failures += 1;

@@ -38,7 +38,8 @@ pub struct Journal {
     /// Of the inodes with records that the store does not include. Others' records count for nothing.
     known: HashMap<Ino, Known>,
     void: bool,
-    /// Inodes that were written while it was void and are not wholly stored.
+    /// Inodes that are not wholly stored and of which it lacks something: they were written while it was void, or a
+    /// commit of them has failed, so that a later one's mark may cover what the store does not have.
     loose: HashSet<Ino>,
     /// Commits are asked for again when `head` has come here.
     next_press: u64,
@@ -138,6 +139,12 @@ impl Journal {
             self.void = true;
             self.area.publish(VOID_AT, 1);
         }
+    }
+
+    /// The records of an inode prove nothing before it is [settled](Journal::settled): a [void](Journal::make_void)
+    /// journal stays void until then.
+    pub fn distrust(&mut self, ino: Ino) {
+        self.loose.insert(ino);
     }
 
     /// Whether it is time to ask for commits. Once true, it is false until some more has been entered.

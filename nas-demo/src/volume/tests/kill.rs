@@ -218,6 +218,33 @@ fn after_a_failed_commit_the_journal_is_void_until_all_is_stored() {
     assert_eq!((verifier(&rig), rig.content(file) == content), (before, true));
 }
 
+/// The second commit's mark covers what the first one was to store.
+#[test]
+fn a_commit_behind_a_failed_one_does_not_make_the_journal_good() {
+    let mut rig = Rig::new(BYTES);
+    let file = rig.create(ROOT, "file").unwrap();
+    rig.write(file, 0, &[0; 8192], Stability::FileSync).unwrap();
+    let (before, data_start) = (verifier(&rig), rig.volume.superblock.data_start);
+    rig.disk.faults(|faults| faults.stalls_below = Some(data_start));
+    rig.write(file, 0, &pattern(1, 4096), Stability::Unstable).unwrap();
+    let first = rig.submit(VolumeOp::Commit { ino: file });
+    assert!(!rig.is_answered(first));
+    rig.write(file, 4096, &pattern(2, 4096), Stability::Unstable).unwrap();
+    let second = rig.submit(VolumeOp::Commit { ino: file });
+    assert!(!rig.is_answered(second));
+    rig.disk.faults(|faults| (faults.fail_meta, faults.stalls_below) = (Some((data_start, 1)), None));
+    assert_eq!(rig.wait(first).map(drop), Err(VolumeError::Io));
+    assert_eq!(rig.wait(second).map(drop), Err(VolumeError::Io), "what was written before is not durable");
+    let void = copy_of(rig.memory.arena().window(), |_| ());
+    rig.commit(file).unwrap();
+    rig.write(file, 0, &pattern(3, 100), Stability::Unstable).unwrap();
+    let content = [&pattern(3, 100)[..], &pattern(1, 4096)[100..], &pattern(2, 4096)].concat();
+    let (disk, window) = rig.kill();
+    assert_ne!(verifier(&heir(&disk.survivor(), &void)), before);
+    let mut rig = heir(&disk.survivor(), &window);
+    assert_eq!((verifier(&rig), rig.content(file) == content), (before, true));
+}
+
 /// A stable write displaces an unstable one; before it is durable, another file gets the blocks.
 #[test]
 fn blocks_that_were_given_up_may_have_been_used_again() {
