@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use fido_core::memory::Memory;
@@ -12,7 +13,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::queue::FileQueue;
-use crate::queue::{Geometry, GeometryError};
+use crate::queue::{BlockError, Geometry, GeometryError};
 
 /// What to open, and how to present it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +124,30 @@ pub(super) struct Shared {
     pub(super) file: File,
     pub(super) path: PathBuf,
     pub(super) geometry: Geometry,
+    pub(super) sync_latch: SyncLatch,
+}
+
+/// Remembers that the kernel has failed to make something durable. It says so once and then counts the lost pages as
+/// clean: the next flush would succeed although the data is not on the disk. So none does.
+#[derive(Debug, Default)]
+pub(super) struct SyncLatch(AtomicI32);
+
+impl SyncLatch {
+    /// # Errors
+    /// The first failure, as [`BlockError::Io`].
+    pub(super) fn check(&self) -> Result<(), BlockError> {
+        // Relaxed: it stands for itself, and no other memory is read on the strength of it.
+        match self.0.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            errno => Err(BlockError::Io { errno }),
+        }
+    }
+
+    /// Something was not made durable.
+    pub(super) fn set(&self, errno: i32) {
+        // The first failure stays: it is the cause.
+        let _ = self.0.compare_exchange(0, errno, Ordering::Relaxed, Ordering::Relaxed);
+    }
 }
 
 impl FileDevice {
@@ -153,7 +178,7 @@ impl FileDevice {
         }
         let geometry = Geometry { bytes: bytes - bytes % u64::from(*block), block: *block, depth: *depth };
         let geometry = geometry.checked().map_err(geometry_error)?;
-        Ok(Self(Arc::new(Shared { file, path: path.clone(), geometry })))
+        Ok(Self(Arc::new(Shared { file, path: path.clone(), geometry, sync_latch: SyncLatch::default() })))
     }
 
     /// What the device is like.

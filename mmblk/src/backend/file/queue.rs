@@ -94,6 +94,9 @@ impl FileQueue {
 
     fn start(&mut self, id: u64, op: BlockOp) -> Result<(), BlockError> {
         self.device.geometry.check(&op)?;
+        if matches!(op, BlockOp::Flush | BlockOp::Write { durable: true, .. }) {
+            self.device.sync_latch.check()?;
+        }
         match op {
             BlockOp::Read { offset, len } => {
                 self.waiting.push_back(Waiting { id, offset, len, since: Instant::now() });
@@ -203,7 +206,17 @@ impl FileQueue {
                 self.enqueue(index);
                 self.owed = true;
             }
-            Step::End(result) => self.finish(index, result),
+            Step::End(mut result) => {
+                if let Some(errno) = result.as_ref().err().and_then(|error| request.sync_failure(error)) {
+                    tracing::error!(path = %self.device.path.display(), errno, "not durable: no flush succeeds any more");
+                    self.device.sync_latch.set(errno);
+                }
+                if request.syncs() {
+                    // Another one's failure may have been what this one would have been told.
+                    result = result.and_then(|()| self.device.sync_latch.check());
+                }
+                self.finish(index, result);
+            }
         }
     }
 

@@ -174,6 +174,23 @@ impl Request {
         }
     }
 
+    /// Whether its success means that something is durable.
+    pub(super) fn syncs(&self) -> bool {
+        matches!(self.work, Work::Flush | Work::Write { durable: true, .. })
+    }
+
+    /// The kernel's error, if the request's end with `error` may mean that data in the page cache was lost.
+    pub(super) fn sync_failure(&self, error: &BlockError) -> Option<i32> {
+        match error {
+            _ if !self.syncs() => None,
+            // The kernel could not read the payload, which is a peer's: nothing was written, so nothing was lost.
+            BlockError::Io { errno: libc::EFAULT } => None,
+            BlockError::Io { errno } => Some(*errno),
+            BlockError::NoSpace => Some(libc::ENOSPC),
+            _ => None,
+        }
+    }
+
     /// The payload that the request ends with, and how many bytes it has moved. Only after its last completion.
     pub(super) fn into_result(self) -> (Payload, u64) {
         match self.work {
@@ -236,6 +253,22 @@ mod tests {
         assert_eq!(end(&mut write(&[1]), libc::EIO), Err(BlockError::Io { errno: libc::EIO }));
         assert_eq!(end(&mut Request::discard(1, 0, 1), libc::EOPNOTSUPP), Ok(()));
         assert_eq!(end(&mut Request::flush(1), libc::EOPNOTSUPP), Err(BlockError::Io { errno: libc::EOPNOTSUPP }));
+    }
+
+    #[test]
+    fn only_what_was_to_be_durable_and_reached_the_file_counts_as_lost() {
+        let io = |errno| BlockError::Io { errno };
+        let mut durable = write(&[1]);
+        assert_eq!(durable.sync_failure(&io(libc::EIO)), None, "a flush is to tell");
+        if let Work::Write { durable, .. } = &mut durable.work {
+            *durable = true;
+        }
+        for request in [&durable, &Request::flush(1)] {
+            assert_eq!(request.sync_failure(&io(libc::EIO)), Some(libc::EIO));
+            assert_eq!(request.sync_failure(&BlockError::NoSpace), Some(libc::ENOSPC));
+            assert_eq!(request.sync_failure(&io(libc::EFAULT)), None, "a peer's memory is not the disk");
+        }
+        assert_eq!(Request::discard(1, 0, 1).sync_failure(&io(libc::EIO)), None);
     }
 
     #[test]

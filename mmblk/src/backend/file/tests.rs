@@ -153,6 +153,32 @@ fn a_truncated_image_is_an_error_and_no_more() {
     drop(dir);
 }
 
+/// The image is memory that is sealed against writes: then writes fail and a flush, by itself, succeeds.
+#[test]
+fn after_a_failed_durable_write_no_flush_succeeds_until_the_device_is_opened_anew() {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    let image = memfd_create("image", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&image));
+    rustix::fs::ftruncate(&image, BYTES).unwrap();
+    let options = FileOptions::new(path);
+    let device = FileDevice::open(&options).unwrap();
+    let (mut a, mut b) = (blocking(&device), blocking(&device));
+    a.write_from(0, &[1; 4096], true, Copied::Metadata).unwrap();
+    fcntl_add_seals(&image, SealFlags::WRITE).unwrap();
+    let failed = Err(BlockError::Io { errno: libc::EPERM });
+    assert_eq!(a.write_from(0, &[2; 4096], false, Copied::Metadata), failed);
+    b.flush().unwrap();
+    assert_eq!(a.write_from(0, &[2; 4096], true, Copied::Metadata), failed);
+    for queue in [&mut a, &mut b, &mut blocking(&device)] {
+        assert_eq!(queue.flush(), failed);
+        assert_eq!(queue.flush(), failed, "not only once");
+        assert_eq!(queue.write_from(0, &[2; 4096], true, Copied::Metadata), failed);
+        assert!(queue.read(0, 4096).is_ok());
+    }
+    drop((a, b, device));
+    blocking(&FileDevice::open(&options).unwrap()).flush().unwrap();
+}
+
 #[test]
 fn a_discarded_range_reads_zeros_and_frees_space() {
     use std::os::unix::fs::MetadataExt;
