@@ -101,7 +101,7 @@ pub struct SetAttr {
 /// How to create a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CreateMode {
-    /// An existing file is fine (its attributes are set, its size if asked for).
+    /// An existing file is fine; of the attributes only the size, if asked for, is applied to it.
     Unchecked(SetAttr),
     /// An existing name is an error.
     Guarded(SetAttr),
@@ -298,7 +298,8 @@ pub enum VolumeError {
 
 /// A file system, asynchronous. One per thread.
 pub trait Volume {
-    /// Changes with every start of the volume, so that clients know that unstable writes may be lost.
+    /// Changes with every start of the volume, so that clients know that unstable writes may be lost; unless all that
+    /// was answered before has been taken over.
     fn write_verifier(&self) -> [u8; 8];
 
     /// Names this file system for ever; part of file handles, so that another volume's are recognised as stale.
