@@ -1,76 +1,7 @@
-//! The ring: a single-producer single-consumer array of 64-byte slots, in which every word has one writer.
-//!
-//! The slots lie in the producer's arena: 60 bytes of message and a 32-bit *lap stamp*. The producer writes the
-//! message, then stores the stamp with release; a slot is ready when its stamp is the consumer's lap. Nothing is
-//! cleared, so the consumer never writes a line that the producer owns.
-//!
-//! Flow control is by *credit*: the consumer publishes its running count in its own arena, every quarter ring and
-//! before it sleeps; the producer keeps a private copy and reads it again only when that copy says "full".
-//!
-//! Doorbells are suppressed by the *armed* word in the sleeper's own arena: bit 0 "asleep", bit 1 "also waiting for
-//! credit", the rest a count of sleeps, so that one sleep is rung once. The sleeper publishes the word, fences, looks
-//! again, then sleeps; the other side publishes, fences, then reads the word. One of the two must see the other
-//! (Dekker's argument); the model at the end of this file checks it, and that it fails without the fences.
-//!
-//! Positions count up without bound modulo 2^32; capacity is a power of two, so laps stay in step at the wrap.
-//! Capacity and positions live in private memory: nothing read from the peer indexes anything.
+//! The two ends of a ring: messages by lap stamp, flow control by credit.
 
-use crate::sync::{AtomicU32, Ordering, fence};
-
-/// 32-bit words of a message. (The model needs no payload to be right about stamps.)
-pub const MESSAGE_WORDS: usize = if cfg!(loom) { 1 } else { 15 };
-
-/// The message part of a slot, as plain private words.
-pub type Words = [u32; MESSAGE_WORDS];
-
-/// One slot, in the producer's arena.
-#[repr(C, align(64))]
-#[derive(Debug, Default)]
-pub struct Slot {
-    words: [AtomicU32; MESSAGE_WORDS],
-    stamp: AtomicU32,
-}
-
-#[cfg(not(loom))]
-const _: () = assert!(size_of::<Slot>() == 64);
-
-/// What one side publishes about itself in its own arena, a cache line each.
-#[repr(C)]
-#[derive(Debug, Default)]
-pub struct Control {
-    /// Which incarnation of the peer this side's ring is set up for.
-    pub session: Line,
-    /// How many messages this side has consumed.
-    pub credit: Line,
-    /// Whether this side sleeps.
-    pub armed: Line,
-}
-
-/// A word alone on its cache line.
-#[repr(C, align(64))]
-#[derive(Debug, Default)]
-pub struct Line(AtomicU32);
-
-impl Line {
-    /// Publishes a value; what was written before it is visible to who reads it.
-    pub fn publish(&self, value: u32) {
-        // SYNC: pairs with the acquire load in `Line::read` on the other side.
-        self.0.store(value, Ordering::Release);
-    }
-
-    /// Reads what the other side has published.
-    pub fn read(&self) -> u32 {
-        // SYNC: pairs with the release store in `Line::publish`.
-        self.0.load(Ordering::Acquire)
-    }
-}
-
-/// The bit of the armed word that says "asleep".
-const ASLEEP: u32 = 1;
-/// The bit of the armed word that says "wake me for credit too".
-const WANTS_CREDIT: u32 = 2;
-/// What a sleep adds to the armed word.
-const SLEEP_COUNT: u32 = 4;
+use super::{Line, Slot, Words};
+use crate::sync::Ordering;
 
 /// A peer has published a credit that cannot be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -219,51 +150,9 @@ fn lap(position: u32, shift: u32) -> u32 {
     (position >> shift) + 1
 }
 
-/// The sleeper's half of the doorbell protocol.
-#[derive(Debug, Default)]
-pub struct Sleeper {
-    word: u32,
-}
-
-impl Sleeper {
-    /// Says "about to sleep" in the own arena. Follow it with `fence(SeqCst)`, look at everything again, then sleep.
-    pub fn arm(&mut self, own: &Line, wants_credit: bool) {
-        let count = (self.word & !(ASLEEP | WANTS_CREDIT)).wrapping_add(SLEEP_COUNT);
-        self.word = count | ASLEEP | if wants_credit { WANTS_CREDIT } else { 0 };
-        own.0.store(self.word, Ordering::Relaxed);
-    }
-
-    /// Says "awake" again.
-    pub fn disarm(&mut self, own: &Line) {
-        if self.word & ASLEEP != 0 {
-            self.word &= !(ASLEEP | WANTS_CREDIT);
-            own.0.store(self.word, Ordering::Relaxed);
-        }
-    }
-}
-
-/// The waker's half of the doorbell protocol.
-#[derive(Debug, Default)]
-pub struct Waker {
-    rung: u32,
-}
-
-impl Waker {
-    /// Whether the peer has to be rung for what has just been published: messages, or only credit. Fences first.
-    pub fn must_ring(&mut self, peer: &Line, only_credit: bool) -> bool {
-        fence(Ordering::SeqCst);
-        let armed = peer.0.load(Ordering::Relaxed);
-        let asleep = if only_credit { armed & WANTS_CREDIT != 0 } else { armed & ASLEEP != 0 };
-        let must = asleep && armed != self.rung;
-        if must {
-            self.rung = armed;
-        }
-        must
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use super::super::MESSAGE_WORDS;
     use super::*;
     use proptest::prelude::*;
 
@@ -313,22 +202,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn one_sleep_is_rung_once() {
-        let (mut sleeper, mut waker, line) = (Sleeper::default(), Waker::default(), Line::default());
-        assert!(!waker.must_ring(&line, false));
-        for _ in 0..3 {
-            sleeper.arm(&line, false);
-            assert!(!waker.must_ring(&line, true), "it does not wait for credit");
-            assert!(waker.must_ring(&line, false));
-            assert!(!waker.must_ring(&line, false));
-            sleeper.disarm(&line);
-            assert!(!waker.must_ring(&line, false));
-        }
-        sleeper.arm(&line, true);
-        assert!(waker.must_ring(&line, true));
-    }
-
     proptest! {
         #[test]
         fn any_interleaving_is_a_queue(capacity in 2u32..7, steps in prop::collection::vec(0u8..3, 0..300)) {
@@ -360,94 +233,5 @@ mod tests {
                 }
             }
         }
-    }
-}
-
-/// The protocols under every interleaving that the memory model allows, checked by loom.
-#[cfg(all(test, loom))]
-mod model {
-    use super::*;
-    use loom::sync::Arc;
-    use loom::sync::atomic::AtomicBool;
-    use loom::thread;
-
-    struct Shared {
-        slots: Vec<Slot>,
-        consumer: Control,
-        bell: AtomicBool,
-    }
-
-    fn shared() -> Arc<Shared> {
-        let slots = (0..2).map(|_| Slot::default()).collect();
-        Arc::new(Shared { slots, consumer: Control::default(), bell: AtomicBool::new(false) })
-    }
-
-    #[test]
-    fn messages_arrive_whole_and_in_order() {
-        loom::model(|| {
-            let shared = shared();
-            // SAFETY: the slots live in the `Arc`, which both threads hold.
-            let mut tx = unsafe { Producer::new(shared.slots.as_ptr(), 2) };
-            // SAFETY: as above.
-            let mut rx = unsafe { Consumer::new(shared.slots.as_ptr(), 2) };
-            let sender = shared.clone();
-            let producer = thread::spawn(move || {
-                for message in [7, 8, 9] {
-                    while !tx.push(&[message]) {
-                        thread::yield_now();
-                        tx.refresh(&sender.consumer.credit).expect("the credit is sane");
-                    }
-                }
-            });
-            for expected in [7, 8, 9] {
-                let message = loop {
-                    match rx.pop() {
-                        Some(message) => break message,
-                        None => thread::yield_now(),
-                    }
-                };
-                assert_eq!(message, [expected]);
-                rx.publish_credit(&shared.consumer.credit);
-            }
-            producer.join().expect("the producer ends");
-        });
-    }
-
-    /// One message, one sleep: after both sides are done, either the consumer saw the message before it slept or
-    /// the bell has been rung.
-    fn wake_up(sleeper_fences: bool) {
-        loom::model(move || {
-            let shared = shared();
-            // SAFETY: the slots live in the `Arc`, which both threads hold.
-            let mut tx = unsafe { Producer::new(shared.slots.as_ptr(), 2) };
-            // SAFETY: as above.
-            let rx = unsafe { Consumer::new(shared.slots.as_ptr(), 2) };
-            let sender = shared.clone();
-            let producer = thread::spawn(move || {
-                assert!(tx.push(&[7]));
-                if Waker::default().must_ring(&sender.consumer.armed, false) {
-                    sender.bell.store(true, Ordering::Relaxed);
-                }
-            });
-            Sleeper::default().arm(&shared.consumer.armed, false);
-            if sleeper_fences {
-                fence(Ordering::SeqCst);
-            }
-            let saw = rx.is_ready();
-            producer.join().expect("the producer ends");
-            assert!(saw || shared.bell.load(Ordering::Relaxed), "lost wake-up");
-        });
-    }
-
-    #[test]
-    fn no_wake_up_is_lost() {
-        wake_up(true);
-    }
-
-    /// The mutation that the model must catch: it proves that the model can fail.
-    #[test]
-    #[should_panic(expected = "lost wake-up")]
-    fn without_the_fence_a_wake_up_is_lost() {
-        wake_up(false);
     }
 }

@@ -1,0 +1,73 @@
+//! The ring: a single-producer single-consumer array of 64-byte slots, in which every word has one writer.
+//!
+//! The slots lie in the producer's arena: 60 bytes of message and a 32-bit *lap stamp*. The producer writes the
+//! message, then stores the stamp with release; a slot is ready when its stamp is the consumer's lap. Nothing is
+//! cleared, so the consumer never writes a line that the producer owns.
+//!
+//! Flow control is by *credit*: the consumer publishes its running count in its own arena, every quarter ring and
+//! before it sleeps; the producer keeps a private copy and reads it again only when that copy says "full".
+//!
+//! Doorbells are suppressed by the *armed* word in the sleeper's own arena: bit 0 "asleep", bit 1 "also waiting for
+//! credit", the rest a count of sleeps, so that one sleep is rung once. The sleeper publishes the word, fences, looks
+//! again, then sleeps; the other side publishes, fences, then reads the word. One of the two must see the other
+//! (Dekker's argument); the model beside this file checks it, and that it fails without the fences.
+//!
+//! Positions count up without bound modulo 2^32; capacity is a power of two, so laps stay in step at the wrap.
+//! Capacity and positions live in private memory: nothing read from the peer indexes anything.
+
+mod doorbell;
+#[cfg(all(test, loom))]
+mod model;
+mod queue;
+
+use crate::sync::{AtomicU32, Ordering};
+pub use doorbell::{Sleeper, Waker};
+pub use queue::{Consumer, Producer, WildCredit};
+
+/// 32-bit words of a message. (The model needs no payload to be right about stamps.)
+pub const MESSAGE_WORDS: usize = if cfg!(loom) { 1 } else { 15 };
+
+/// The message part of a slot, as plain private words.
+pub type Words = [u32; MESSAGE_WORDS];
+
+/// One slot, in the producer's arena.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct Slot {
+    words: [AtomicU32; MESSAGE_WORDS],
+    stamp: AtomicU32,
+}
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Slot>() == 64);
+
+/// What one side publishes about itself in its own arena, a cache line each.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Control {
+    /// Which incarnation of the peer this side's ring is set up for.
+    pub session: Line,
+    /// How many messages this side has consumed.
+    pub credit: Line,
+    /// Whether this side sleeps.
+    pub armed: Line,
+}
+
+/// A word alone on its cache line.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct Line(AtomicU32);
+
+impl Line {
+    /// Publishes a value; what was written before it is visible to who reads it.
+    pub fn publish(&self, value: u32) {
+        // SYNC: pairs with the acquire load in `Line::read` on the other side.
+        self.0.store(value, Ordering::Release);
+    }
+
+    /// Reads what the other side has published.
+    pub fn read(&self) -> u32 {
+        // SYNC: pairs with the release store in `Line::publish`.
+        self.0.load(Ordering::Acquire)
+    }
+}
