@@ -414,6 +414,7 @@ fn plan(len: u64, lanes: &[LanePlan]) -> Result<(Vec<LanePlace>, u64), ArenaErro
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
     use crate::testing::private_arena;

@@ -128,6 +128,7 @@ impl Inherited {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
     use crate::testing::private_memory;

@@ -2,18 +2,23 @@
 
 #![cfg_attr(loom, allow(dead_code, reason = "only the models use the protocols under loom"))]
 
-pub mod ring;
-mod sync;
-
-// Under loom only the protocols that it checks are built: its atomics do not fit into shared memory.
-#[cfg(not(loom))]
 pub mod addr;
-#[cfg(not(loom))]
 pub mod arena;
-#[cfg(not(loom))]
 pub mod assignment;
-#[cfg(not(loom))]
 pub mod bell;
+pub mod heap;
+pub mod heritage;
+pub mod memory;
+pub mod payload;
+pub mod platform;
+pub mod ring;
+mod spin;
+pub mod stats;
+mod sync;
+pub mod wait;
+pub mod waiter;
+pub mod window;
+
 #[cfg(not(loom))]
 pub mod conformance;
 #[cfg(not(loom))]
@@ -21,28 +26,20 @@ pub mod domain;
 #[cfg(not(loom))]
 pub mod fuzzing;
 #[cfg(not(loom))]
-pub mod heap;
-#[cfg(not(loom))]
-pub mod heritage;
-#[cfg(not(loom))]
 pub mod lane;
-#[cfg(not(loom))]
-pub mod memory;
 #[cfg(not(loom))]
 pub mod message;
 #[cfg(not(loom))]
-pub mod payload;
-#[cfg(not(loom))]
-pub mod platform;
-#[cfg(not(loom))]
-mod spin;
-#[cfg(not(loom))]
-pub mod stats;
-#[cfg(not(loom))]
 pub mod testing;
-#[cfg(not(loom))]
-pub mod wait;
-#[cfg(not(loom))]
-pub mod waiter;
-#[cfg(not(loom))]
-pub mod window;
+
+// Loom's atomics do not fit into shared memory, so there are no lanes under loom: only what the models check.
+#[cfg(loom)]
+mod lane {
+    mod loan;
+    mod mailbox;
+    pub use loan::PassFence;
+}
+#[cfg(loom)]
+mod domain {
+    mod fences;
+}

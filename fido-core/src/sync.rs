@@ -1,7 +1,13 @@
-//! The atomics of the shared-memory protocols: the real ones, or loom's when the protocols are model-checked
-//! (`RUSTFLAGS="--cfg loom"`).
+//! The atomics and locks of the protocols between threads and domains: the real ones, or loom's when the protocols are
+//! model-checked (`RUSTFLAGS="--cfg loom"`).
 
 #[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicU32, Ordering, fence};
+pub(crate) use loom::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicBool, AtomicU32, Ordering, fence},
+};
 #[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicU32, Ordering, fence};
+pub(crate) use std::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicBool, AtomicU32, Ordering, fence},
+};

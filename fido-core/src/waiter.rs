@@ -140,6 +140,7 @@ impl Waiter {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
 

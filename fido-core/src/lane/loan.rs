@@ -8,12 +8,12 @@
 //! the fence of that incarnation is passed, and [`Returns`] says so to the [`PassFence`] it was given.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use crate::addr::DomainId;
 use crate::bell::{Bell, Ringer};
 use crate::payload::{Hold, Payload};
+use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
 
 /// The most loans that one lane has out at a time.
 pub const MAX_LOANS: usize = 32_768;
@@ -242,6 +242,7 @@ impl Drop for Borrowed {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
     use crate::addr::{Generation, GlobalAddr, Segment, Slot};

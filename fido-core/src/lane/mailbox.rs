@@ -1,12 +1,12 @@
 //! Where a lane learns about its peer: the domain's control thread puts news in, the lane's thread takes them out.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use super::loan::{Estate, PassFence};
 use crate::addr::DomainId;
 use crate::bell::{Bell, Ringer};
+use crate::sync::{AtomicBool, Mutex, Ordering};
 
 /// What happened to the peer of a lane.
 #[derive(Debug)]
