@@ -9,8 +9,8 @@ use fido_core::ring::{MESSAGE_WORDS, Words};
 use hdrhistogram::Histogram;
 use rustix::net::{RecvFlags, SendFlags};
 
-use super::Failure;
 use super::setup::{End, SLOTS};
+use crate::Failure;
 
 /// How long one side waits for the other before it takes it for dead.
 const PATIENCE: Duration = Duration::from_secs(20);

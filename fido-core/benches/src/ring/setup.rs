@@ -1,6 +1,6 @@
 //! Two processes that share memory as two domains do, without a manager.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use fido_core::addr::{DomainId, Generation, Slot};
@@ -9,16 +9,17 @@ use fido_core::assignment::Transport;
 use fido_core::bell::Bell;
 use fido_core::lane::{Lane, LaneSetup, Mailbox, News};
 use fido_core::memory::Memory;
-use fido_core::platform::host::{memory, protocol};
+use fido_core::platform::host::memory;
 use fido_core::ring;
 use fido_core::testing::Passes;
 use fido_core::window::{Window, WindowTable};
 use rustix::event::EventfdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::thread::CpuSet;
 use serde::{Deserialize, Serialize};
 
-use super::Failure;
+use crate::Failure;
+use crate::machine::pin;
+use crate::other_side::Control;
 
 /// Slots of every ring.
 pub const SLOTS: u32 = 1024;
@@ -43,24 +44,6 @@ pub enum Say {
     Ready,
     /// That was all.
     Done,
-}
-
-/// The conversation of the two sides.
-pub struct Control(OwnedFd);
-
-impl Control {
-    /// Over a connected socket.
-    pub fn new(socket: OwnedFd) -> Self {
-        Self(socket)
-    }
-
-    pub fn say(&mut self, say: &Say, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
-        Ok(protocol::send(self.0.as_fd(), say, fds)?)
-    }
-
-    pub fn hear(&mut self) -> Result<(Say, Vec<OwnedFd>), Failure> {
-        Ok(protocol::receive(self.0.as_fd())?)
-    }
 }
 
 /// Which of the two this is.
@@ -178,19 +161,4 @@ fn connect(memory: &Memory, place: LanePlace, bell: Arc<Bell>, peer: DomainId, r
     });
     super::subjects::spin("the other side's lane", || lane.change())?;
     Ok(lane)
-}
-
-/// The first and the last core that this process may use, if these are two.
-pub fn cores() -> Result<Option<(usize, usize)>, Failure> {
-    let set = rustix::thread::sched_getaffinity(None)?;
-    let mut allowed = (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core));
-    Ok(allowed.next().zip(allowed.next_back()))
-}
-
-/// Keeps this process on a core.
-pub fn pin(core: Option<usize>) -> Result<(), Failure> {
-    let Some(core) = core else { return Ok(()) };
-    let mut set = CpuSet::new();
-    set.set(core);
-    Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }

@@ -1,0 +1,13 @@
+//! The benchmarks of Fido's data path, for the command `fido bench`, and the reports that they write.
+//!
+//! A benchmark runs between two processes: the *leading* side, which measures, and the *other* side, which the same
+//! program is once more ([`other_side`]). What it measured goes into the tables of a [`report`], with the [`machine`]
+//! that it was measured on.
+
+pub mod machine;
+pub mod other_side;
+pub mod report;
+pub mod ring;
+
+/// An error of the benchmark itself.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;

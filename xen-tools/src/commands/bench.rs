@@ -1,0 +1,34 @@
+//! `fido bench`: what the data path costs on this machine.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use fido_bench::other_side::{self, OtherSide, Program};
+use fido_bench::ring;
+
+/// How a benchmark starts this program again as its other side.
+const OTHER_SIDE: Program<'_> = Program(&["bench", "other-side"]);
+
+#[derive(Args)]
+pub struct Command {
+    #[command(subcommand)]
+    benchmark: Benchmark,
+}
+
+#[derive(Subcommand)]
+enum Benchmark {
+    /// Rings and lanes between two processes, against the bare exchange of cache lines and against the kernel's means.
+    #[command(after_help = super::EXIT_CODES)]
+    Ring(ring::Options),
+    #[command(hide = true)]
+    OtherSide(OtherSide),
+}
+
+impl Command {
+    pub fn run(self) -> ExitCode {
+        super::end(match self.benchmark {
+            Benchmark::Ring(options) => ring::run(&options, &OTHER_SIDE),
+            Benchmark::OtherSide(other_side) => other_side::play(&other_side),
+        })
+    }
+}
