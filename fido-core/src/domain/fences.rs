@@ -1,5 +1,8 @@
 //! The fences of dead peers, summed over the lanes that lead to them.
 
+#[cfg(all(test, loom))]
+mod model;
+
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 

@@ -7,6 +7,9 @@
 //! When the lender dies, its borrowers' holds live on (the window stays mapped, frozen); when the last one is dropped,
 //! the fence of that incarnation is passed, and [`Returns`] says so to the [`PassFence`] it was given.
 
+#[cfg(all(test, loom))]
+mod model;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 

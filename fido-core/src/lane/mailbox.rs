@@ -1,5 +1,8 @@
 //! Where a lane learns about its peer: the domain's control thread puts news in, the lane's thread takes them out.
 
+#[cfg(all(test, loom))]
+mod model;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 

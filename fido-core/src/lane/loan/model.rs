@@ -1,0 +1,158 @@
+//! The borrower's side of loans under every interleaving, checked by loom: holds are dropped on other threads while the
+//! lane's thread returns them, goes to sleep, or ends the session.
+//!
+//! | promise | mutations that break it |
+//! |---|---|
+//! | a return never waits for a lane that sleeps | `due` is looked at before `sleeping` is set; the drop looks at `sleeping` before it notes the tag |
+//! | every tag is returned, once | `due` is taken back after the lock was let go |
+//! | the fence of a dead lender is passed, once, with the last hold | "dying" is noted after the holds were counted; it is noted before they are counted, with the lock let go in between |
+//!
+//! `Arc` and the bell are the real ones, which loom does not see into: their order is not relied on here.
+
+use super::*;
+use crate::addr::{Generation, Slot};
+use loom::thread;
+use std::sync::atomic::AtomicUsize;
+
+#[derive(Default)]
+struct Passes(AtomicUsize);
+
+impl PassFence for Passes {
+    fn passed(&self, _dead: DomainId) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn session() -> (Arc<Returns>, Arc<Passes>) {
+    let peer = DomainId { slot: Slot::new(5).expect("below 4096"), generation: Generation::FIRST };
+    let passes = Arc::new(Passes::default());
+    (Returns::new(peer, passes.clone(), Arc::new(Bell::new().expect("a bell"))), passes)
+}
+
+fn is_rung(session: &Returns) -> bool {
+    rustix::io::read(&session.bell, &mut [0; 8]).is_ok()
+}
+
+/// A hold is dropped on another thread while the lane's thread goes to sleep.
+fn sleep(look: fn(&Returns) -> bool, end: fn(&Returns, u16)) {
+    loom::model(move || {
+        let (session, _) = session();
+        session.state().live = 1;
+        let returns = session.clone();
+        let holder = thread::spawn(move || end(&returns, 9));
+        let saw = look(&session);
+        holder.join().expect("the holder ends");
+        assert!(saw || is_rung(&session), "lost wake-up");
+        let mut tags = Vec::new();
+        session.take(1, &mut tags);
+        assert_eq!(tags, [9]);
+    });
+}
+
+fn say_so_and_look(session: &Returns) -> bool {
+    session.set_sleeping(true);
+    session.is_due()
+}
+
+#[test]
+fn a_return_wakes_a_sleeping_lane() {
+    sleep(say_so_and_look, Returns::end);
+}
+
+#[test]
+#[should_panic(expected = "lost wake-up")]
+fn mutation_due_is_looked_at_before_sleeping_is_set() {
+    let look = |session: &Returns| {
+        let due = session.is_due();
+        session.set_sleeping(true);
+        due
+    };
+    sleep(look, Returns::end);
+}
+
+#[test]
+#[should_panic(expected = "lost wake-up")]
+fn mutation_sleeping_is_looked_at_before_the_tag_is_noted() {
+    let end = |session: &Returns, tag| {
+        let ring = std::mem::take(&mut session.state().sleeping);
+        session.state().tags.push_back(tag);
+        session.due.store(true, Ordering::Relaxed);
+        if ring {
+            session.bell.ring();
+        }
+    };
+    sleep(say_so_and_look, end);
+}
+
+/// One tag is there already; another hold is dropped while the lane's thread returns what there is.
+fn return_both(take: fn(&Returns, &mut Vec<u16>)) {
+    loom::model(move || {
+        let (session, _) = session();
+        let hold = session.borrow(2);
+        drop(session.borrow(1));
+        let holder = thread::spawn(move || drop(hold));
+        let mut tags = Vec::new();
+        take(&session, &mut tags);
+        holder.join().expect("the holder ends");
+        session.take(2, &mut tags);
+        assert_eq!((tags, session.is_due()), (vec![1, 2], false), "the tags that were returned");
+    });
+}
+
+#[test]
+fn every_tag_is_returned_once() {
+    return_both(|session, tags| session.take(2, tags));
+}
+
+#[test]
+#[should_panic(expected = "the tags that were returned")]
+fn mutation_due_is_taken_back_without_the_lock() {
+    return_both(|session, tags| {
+        tags.extend(session.state().tags.drain(..));
+        session.due.store(false, Ordering::Relaxed);
+    });
+}
+
+/// Two holds are dropped, on two threads, while the lane's thread learns that their lender is dead.
+fn pass(peer_died: fn(&Returns)) {
+    loom::model(move || {
+        let (session, passes) = session();
+        let holds = [session.borrow(1), session.borrow(2)];
+        let holders = holds.map(|hold| thread::spawn(move || drop(hold)));
+        peer_died(&session);
+        holders.into_iter().for_each(|holder| holder.join().expect("the holder ends"));
+        assert_eq!(passes.0.load(Ordering::SeqCst), 1, "how often the fence was passed");
+        assert!(!session.is_due(), "nobody is there to return anything to");
+    });
+}
+
+#[test]
+fn the_fence_is_passed_once() {
+    pass(Returns::peer_died);
+}
+
+#[test]
+#[should_panic(expected = "how often the fence was passed")]
+fn mutation_dying_is_noted_after_the_holds_were_counted() {
+    pass(|session| {
+        session.close();
+        let passed = session.state().live == 0;
+        session.state().dying = true;
+        if passed {
+            session.fence.passed(session.peer);
+        }
+    });
+}
+
+#[test]
+#[should_panic(expected = "how often the fence was passed")]
+fn mutation_the_lock_is_let_go_between_dying_and_counting() {
+    pass(|session| {
+        session.close();
+        session.state().dying = true;
+        let passed = session.state().live == 0;
+        if passed {
+            session.fence.passed(session.peer);
+        }
+    });
+}
