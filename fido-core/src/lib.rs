@@ -31,6 +31,8 @@ pub mod lane;
 pub mod message;
 #[cfg(not(loom))]
 pub mod testing;
+#[cfg(not(loom))]
+pub mod topology;
 
 // Loom's atomics do not fit into shared memory, so there are no lanes under loom: only what the models check.
 #[cfg(loom)]
