@@ -88,3 +88,17 @@ fn wrong_commands_are_refused_with_usage() {
     let help = String::from_utf8(fido(&["--help"]).stdout).unwrap();
     assert!(help.contains("Exit codes:") && help.contains("check"), "{help}");
 }
+
+#[test]
+fn the_testbed_lists_its_scenarios_and_refuses_others() {
+    let output = fido(&["xen", "testbed", "--list"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text.lines().any(|line| line.starts_with("boot ")), "{text}");
+    let output = fido(&["xen", "testbed", "nonsense"]);
+    assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(error, "error: there is no scenario `nonsense`; --list shows those that there are\n");
+    assert_eq!(fido(&["xen", "testbed"]).status.code(), Some(2));
+    assert_eq!(fido(&["xen", "testbed", "boot", "--memory", "1023"]).status.code(), Some(2));
+}

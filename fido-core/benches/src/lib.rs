@@ -6,7 +6,6 @@
 
 pub mod machine;
 pub mod other_side;
-pub mod plot;
 pub mod report;
 pub mod ring;
 

@@ -9,9 +9,6 @@
 //! while the kernel fills the rest.
 
 mod buddy;
-#[cfg(test)]
-#[cfg(not(loom))]
-mod tests;
 
 use std::fmt;
 use std::ops::Range;

@@ -1,7 +1,5 @@
 //! Tests of the lane over real windows, in one process.
 
-mod alleged;
-
 use super::*;
 use crate::addr::{GlobalAddr, Segment};
 use crate::lane::receive::RefusalError;

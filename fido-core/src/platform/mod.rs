@@ -6,7 +6,6 @@
 //! [`crate::conformance`] is what every platform has to pass.
 
 pub mod host;
-pub mod xen;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

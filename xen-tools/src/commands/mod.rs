@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod xen;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -26,6 +27,8 @@ pub enum Command {
     /// Measures Fido's data path on this machine.
     #[command(after_help = EXIT_CODES)]
     Bench(bench::Command),
+    /// Works with the hypervisor Xen.
+    Xen(xen::Command),
 }
 
 impl Command {
@@ -34,6 +37,7 @@ impl Command {
         match self {
             Self::Check(command) => command.run(),
             Self::Bench(command) => command.run(),
+            Self::Xen(command) => command.run(),
         }
     }
 }

@@ -1,0 +1,54 @@
+//! The first process of a guest image: mounts the kernel's file systems, loads the image's modules, runs its program
+//! and says in xenstore and on the console how that ended. Then the guest is powered off.
+//!
+//! What comes after `--` on the kernel's command line goes to the program, after the arguments in the image.
+
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitCode, ExitStatus};
+
+use rustix::system::RebootCommand;
+use xen_guest::boot;
+use xen_guest::store::Store;
+
+fn main() -> ExitCode {
+    if std::process::id() != 1 {
+        eprintln!("fido-init: this is the first process of a guest image and does nothing elsewhere");
+        return ExitCode::from(2);
+    }
+    let ended = match run() {
+        Ok(status) => describe(status),
+        Err(error) => format!("error {error}"),
+    };
+    println!("fido-init: the program ended: {ended}");
+    if let Err(error) = Store::open().and_then(|mut store| store.write(boot::EXIT_NODE, &ended)) {
+        println!("fido-init: {error}");
+    }
+    // Without power management in the guest it returns; the kernel then complains that its first process ended.
+    let result = rustix::system::reboot(RebootCommand::PowerOff);
+    println!("fido-init: cannot power off: {result:?}");
+    ExitCode::FAILURE
+}
+
+fn run() -> io::Result<ExitStatus> {
+    for (kind, folder) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/run")] {
+        boot::mount(kind, folder)?;
+    }
+    boot::load_modules()?;
+    let own = match std::fs::read_to_string(boot::ARGUMENTS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        own => own?,
+    };
+    let mut program = Command::new(boot::PROGRAM);
+    program.args(own.lines()).args(std::env::args_os().skip(1));
+    program.status().map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", boot::PROGRAM)))
+}
+
+/// `exit CODE` or `signal NUMBER`.
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => format!("status {}", status.into_raw()),
+    }
+}

@@ -1,0 +1,181 @@
+//! dom0: its file systems, daemons, guests and logs.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use xen_guest::boot;
+use xen_guest::report::Kind;
+use xen_guest::store::Store;
+
+use crate::guest::Guest;
+use crate::{Failure, Reporter};
+
+const TOOLS: &str = "/usr/lib/xen-4.17/bin";
+const LOGS: &str = "/var/log/xen";
+const CONSOLES: &str = "/var/log/xen/console";
+
+/// How long a daemon may take to answer. Emulation on a busy machine is slow; a hang is caught by the host.
+const DAEMON_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long one command of the toolstack may take.
+const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+
+/// dom0 with its toolstack up.
+pub struct Machine {
+    /// Guests are PVH and not PV.
+    pub pvh: bool,
+    guests: Vec<Guest>,
+    _daemons: [Child; 2],
+}
+
+/// Mounts what a process needs before it can report.
+pub fn mount_all() -> Result<(), Failure> {
+    let all = [
+        ("devtmpfs", "/dev"),
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("tmpfs", "/run"),
+        ("tmpfs", "/tmp"),
+        ("devpts", "/dev/pts"),
+    ];
+    for (kind, folder) in all {
+        boot::mount(kind, folder).map_err(|error| error.to_string())?;
+    }
+    for folder in ["/run/xen", "/run/xenstored", "/run/lock", "/var/lib/xen", "/var/lib/xenstored", CONSOLES] {
+        fs::create_dir_all(folder).map_err(|error| format!("{folder}: {error}"))?;
+    }
+    Ok(())
+}
+
+impl Machine {
+    /// Loads modules and starts the toolstack's daemons.
+    pub fn start(pvh: bool) -> Result<Self, Failure> {
+        boot::load_modules().map_err(|error| error.to_string())?;
+        boot::mount("xenfs", "/proc/xen").map_err(|error| error.to_string())?;
+        let store = daemon("xenstored", &["--no-fork", "--internal-db"])?;
+        wait_for("xenstored", || Path::new("/run/xenstored/socket").exists())?;
+        command(&format!("{TOOLS}/xen-init-dom0"), &[])?;
+        let console = daemon("xenconsoled", &["--interactive", "--log=guest", &format!("--log-dir={CONSOLES}")])?;
+        Ok(Self { pvh, guests: Vec::new(), _daemons: [store, console] })
+    }
+
+    /// Seconds since dom0's kernel began.
+    pub fn uptime(&self) -> f64 {
+        let text = fs::read_to_string("/proc/uptime").unwrap_or_default();
+        text.split(' ').next().and_then(|seconds| seconds.parse().ok()).unwrap_or_default()
+    }
+
+    /// Creates a guest that runs `testbed-guest` with these arguments on a processor of its own.
+    pub fn create(&mut self, name: &str, memory: u32, cpu: u32, arguments: &[&str]) -> Result<Guest, Failure> {
+        let config = format!("/run/xen/{name}.cfg");
+        let kind = if self.pvh { "type = \"pvh\"\ntsc_mode = \"native\"" } else { "type = \"pv\"" };
+        // A guest that has ended stays until the scenario has read what it left in xenstore.
+        let text = format!(
+            "name = \"{name}\"\n{kind}\nkernel = \"/guest/vmlinux\"\nramdisk = \"/guest/image.cpio\"\n\
+             memory = {memory}\nvcpus = 1\ncpus = \"{cpu}\"\nextra = \"console=hvc0 quiet panic=1 -- {}\"\n\
+             on_poweroff = \"preserve\"\non_crash = \"preserve\"\non_reboot = \"preserve\"\n",
+            arguments.join(" ")
+        );
+        fs::write(&config, text).map_err(|error| format!("{config}: {error}"))?;
+        xl(&["create", "-q", &config])?;
+        let id = xl(&["domid", name])?.trim().parse().map_err(|_| format!("xl gives no number to guest {name}"))?;
+        let guest = Guest { name: name.to_owned(), id };
+        self.guests.push(guest.clone());
+        Ok(guest)
+    }
+
+    /// Destroys what guests are left, so that the next scenario finds an empty machine.
+    pub fn clean_up(&mut self) -> Result<(), Failure> {
+        for guest in std::mem::take(&mut self.guests) {
+            xl(&["destroy", &guest.id.to_string()])?;
+        }
+        let left = || xl(&["list"]).map(|list| list.lines().skip(2).map(str::to_owned).collect::<Vec<_>>());
+        let began = Instant::now();
+        while !left()?.is_empty() {
+            if began.elapsed() > COMMAND_LIMIT {
+                return Err(format!("guests stay after `xl destroy`:\n{}", left()?.join("\n")));
+            }
+            sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+}
+
+/// Sends the logs of the toolstack and the guests, and forgets those of the guests.
+pub fn send_logs(reporter: &mut Reporter, scenario: &str) -> Result<(), Failure> {
+    let prefix = if scenario.is_empty() { String::new() } else { format!("{scenario}-") };
+    for (folder, forget) in [(CONSOLES, true), (LOGS, true)] {
+        let Ok(files) = fs::read_dir(folder) else { continue };
+        for path in files.flatten().map(|entry| entry.path()).filter(|path| path.is_file()) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let body = fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            reporter.send(Kind::File, &format!("{prefix}{name}"), &body)?;
+            if forget {
+                let _ = fs::remove_file(&path);
+            }
+        }
+    }
+    let dmesg = xl(&["dmesg", "-c"]).unwrap_or_else(|failure| failure);
+    reporter.send(Kind::File, &format!("{prefix}xen.log"), dmesg.as_bytes())
+}
+
+/// Runs `xl`; the error has what it wrote.
+pub fn xl(arguments: &[&str]) -> Result<String, Failure> {
+    command(&format!("{TOOLS}/xl"), arguments)
+}
+
+/// A node of xenstore, `None` if it does not exist.
+pub fn read_node(path: &str) -> Result<Option<String>, Failure> {
+    match Store::open().and_then(|mut store| store.read(path)) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        value => value.map(Some).map_err(|error| error.to_string()),
+    }
+}
+
+fn daemon(name: &str, arguments: &[&str]) -> Result<Child, Failure> {
+    let log = format!("{LOGS}/{name}.log");
+    let file = fs::File::create(&log).map_err(|error| format!("{log}: {error}"))?;
+    let other = file.try_clone().map_err(|error| format!("{log}: {error}"))?;
+    let mut command = Command::new(format!("{TOOLS}/{name}"));
+    command.args(arguments).stdin(Stdio::null()).stdout(file).stderr(other);
+    command.spawn().map_err(|error| format!("{name}: {error}"))
+}
+
+fn wait_for(what: &str, ready: impl Fn() -> bool) -> Result<(), Failure> {
+    let began = Instant::now();
+    while !ready() {
+        if began.elapsed() > DAEMON_LIMIT {
+            return Err(format!("{what} does not come up within {} s", DAEMON_LIMIT.as_secs()));
+        }
+        sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Runs a command to its end, within [`COMMAND_LIMIT`].
+fn command(program: &str, arguments: &[&str]) -> Result<String, Failure> {
+    let what = format!("{} {}", program.rsplit('/').next().unwrap_or(program), arguments.join(" "));
+    let out = "/run/command.out";
+    let file = fs::File::create(out).map_err(|error| format!("{out}: {error}"))?;
+    let other = file.try_clone().map_err(|error| format!("{out}: {error}"))?;
+    let mut child = Command::new(program);
+    child.args(arguments).stdin(Stdio::null()).stdout(file).stderr(other);
+    let mut child = child.spawn().map_err(|error| format!("{what}: {error}"))?;
+    let began = Instant::now();
+    let status = loop {
+        match child.try_wait().map_err(|error| format!("{what}: {error}"))? {
+            Some(status) => break status,
+            None if began.elapsed() > COMMAND_LIMIT => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(format!("{what}: does not end within {} s", COMMAND_LIMIT.as_secs()));
+            }
+            None => sleep(Duration::from_millis(5)),
+        }
+    };
+    let text = String::from_utf8_lossy(&fs::read(out).unwrap_or_default()).into_owned();
+    if status.success() { Ok(text) } else { Err(format!("{what}: {status}: {}", text.trim())) }
+}

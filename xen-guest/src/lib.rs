@@ -1,0 +1,10 @@
+//! What runs inside Xen domains, linked statically so that an image needs no libraries.
+//!
+//! * `fido-init`: the first process of a guest image: it mounts, loads modules, runs the component, says how it ended.
+//! * `testbed-dom0`: the first process of the testbed's dom0: it runs the scenarios and reports.
+//! * `testbed-guest`: the programs that the scenarios run in guests.
+//! * [`report`]: how results come out of the emulated machine; the other end is in `xen-tools`.
+
+pub mod boot;
+pub mod report;
+pub mod store;

@@ -1,0 +1,128 @@
+//! `fido xen`: what belongs to the platform Xen.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::mpsc;
+
+use clap::{Args, Subcommand};
+use xen_tools::testbed::{self, ExecError, Options, TestbedError, scenario};
+
+const TESTBED_EXIT_CODES: &str = "Exit codes:
+  0    every scenario has passed
+  1    a scenario has failed
+  2    wrong command line
+  3    the machine could not be built or booted, hung, or ended early
+  130  interrupted";
+
+#[derive(Args)]
+pub struct Command {
+    #[command(subcommand)]
+    command: Xen,
+}
+
+#[derive(Subcommand)]
+enum Xen {
+    /// Boots a real Xen under software emulation and runs a scenario in it.
+    ///
+    /// Debian's packages are fetched and unpacked into a cache. Nothing is installed but QEMU, by apt, if it is
+    /// missing. See docs/xen-testbed.md.
+    #[command(after_help = TESTBED_EXIT_CODES)]
+    Testbed(Testbed),
+}
+
+#[derive(Args)]
+struct Testbed {
+    /// The scenario, or `all`.
+    #[arg(required_unless_present = "list")]
+    scenario: Option<String>,
+    /// Only says which scenarios there are.
+    #[arg(long)]
+    list: bool,
+    /// PVH guests instead of PV guests.
+    #[arg(long)]
+    pvh: bool,
+    /// Memory of the whole machine, in MiB.
+    #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1024..=65536))]
+    memory: u32,
+    /// Processors of the machine. dom0 has the first for itself, each guest one of the others.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(2..=32))]
+    processors: u32,
+    /// The folder for all logs; files in it are removed first.
+    #[arg(long, default_value = "target/xen-testbed")]
+    logs: PathBuf,
+    /// Where packages and what is made from them are kept [default: fido/xen in the user's cache folder].
+    #[arg(long)]
+    cache: Option<PathBuf>,
+    /// Makes everything anew that the cache has.
+    #[arg(long)]
+    rebuild: bool,
+    /// Keeps the folder with the machine's images.
+    #[arg(long)]
+    keep: bool,
+}
+
+impl Command {
+    pub fn run(self) -> ExitCode {
+        match self.command {
+            Xen::Testbed(testbed) => testbed.run(),
+        }
+    }
+}
+
+impl Testbed {
+    fn run(self) -> ExitCode {
+        let say = |line: &str| super::say(io::stdout().lock(), &line);
+        if self.list {
+            for scenario in scenario::ALL {
+                say(&format!("{:10} {}", scenario.name, scenario.about));
+            }
+            return ExitCode::SUCCESS;
+        }
+        let complain = |what: &str| super::say(io::stderr().lock(), &format_args!("error: {what}"));
+        let wanted = self.scenario.as_deref().unwrap_or_default();
+        let Some(scenarios) = scenario::names(wanted) else {
+            complain(&format!("there is no scenario `{wanted}`; --list shows those that there are"));
+            return ExitCode::from(2);
+        };
+        match self.testbed(scenarios, &say) {
+            Ok(code) => code,
+            Err(error) => {
+                complain(&error.to_string());
+                let interrupted = matches!(error, TestbedError::Exec(ExecError::Interrupted));
+                ExitCode::from(if interrupted { 130 } else { 3 })
+            }
+        }
+    }
+
+    fn testbed(self, scenarios: Vec<String>, say: &dyn Fn(&str)) -> Result<ExitCode, TestbedError> {
+        let here = std::env::current_dir().map_err(|error| TestbedError::File { path: ".".into(), error })?;
+        let (sender, stop) = mpsc::channel();
+        conn_mgr::signals::watch(sender).map_err(|error| TestbedError::File { path: "signals".into(), error })?;
+        let options = Options {
+            scenarios,
+            pvh: self.pvh,
+            memory: self.memory,
+            processors: self.processors,
+            logs: here.join(self.logs),
+            cache: here.join(self.cache.unwrap_or_else(default_cache)),
+            source: here,
+            rebuild: self.rebuild,
+            keep: self.keep,
+        };
+        let outcome = testbed::run(&options, stop, say)?;
+        if let Some(folder) = &outcome.kept {
+            say(&format!("kept: {}", folder.display()));
+        }
+        let failed = outcome.results.iter().filter(|(_, result)| result.is_err()).count();
+        say(&format!("{} of {} scenarios passed", outcome.results.len() - failed, outcome.results.len()));
+        Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    }
+}
+
+/// The user's folder for what can be made again.
+fn default_cache() -> PathBuf {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+    cache.unwrap_or_else(std::env::temp_dir).join("fido/xen")
+}

@@ -1,0 +1,197 @@
+//! What the testbed boots: hypervisor, kernel, dom0's and the guests' images.
+
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+
+use super::cache::Cache;
+use super::exec::Supervisor;
+use super::kernel;
+use super::packages::{self, Package};
+use super::programs::Programs;
+use super::{TestbedError, io_error};
+use crate::image::closure::{self, Modules};
+use crate::image::cpio::Archive;
+use crate::image::guest::{self, Guest};
+
+/// Changes with what is made from the packages, so that old entries are not used.
+const VERSION: &str = "1";
+
+/// The package of the hypervisor.
+const HYPERVISOR: &str = "xen-hypervisor-4.17-amd64";
+
+/// The packages of dom0: the toolstack, and the libraries that it needs.
+const DOM0: [&str; 20] = [
+    "busybox-static",
+    "libc6",
+    "libgcc-s1",
+    "liblzma5",
+    "libuuid1",
+    "libxencall1",
+    "libxendevicemodel1",
+    "libxenevtchn1",
+    "libxenforeignmemory1",
+    "libxengnttab1",
+    "libxenhypfs1",
+    "libxenmisc4.17",
+    "libxenstore4",
+    "libxentoolcore1",
+    "libxentoollog1",
+    "libyajl2",
+    "libzstd1",
+    "xen-utils-4.17",
+    "xenstore-utils",
+    "zlib1g",
+];
+
+/// The toolstack's programs in dom0.
+const TOOLS: [&str; 5] = [
+    "usr/lib/xen-4.17/bin/xl",
+    "usr/lib/xen-4.17/bin/xen-init-dom0",
+    "usr/lib/xen-4.17/bin/xenconsoled",
+    "usr/lib/xen-4.17/bin/xenstored",
+    "usr/bin/xenstore-ls",
+];
+
+/// The meta-package of the kernel.
+const KERNEL: &str = "linux-image-amd64";
+
+/// Kernel modules of dom0 and of the guests.
+const DOM0_MODULES: [&str; 9] =
+    ["xen-privcmd", "xenfs", "xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-netback", "xen-blkback", "bridge", "tun"];
+const GUEST_MODULES: [&str; 3] = ["xen-evtchn", "xen-gntdev", "xen-gntalloc"];
+
+/// What Debian gives, in the cache.
+pub struct Parts {
+    /// The hypervisor, not compressed.
+    pub hypervisor: PathBuf,
+    /// The kernel of dom0 and the guests, an ELF file.
+    pub kernel: PathBuf,
+    modules: Modules,
+    dom0: PathBuf,
+}
+
+impl Parts {
+    /// Asks apt for versions, and makes what the cache does not have.
+    ///
+    /// # Errors
+    /// Packages that cannot be had, or what is not in them.
+    pub fn prepare(supervisor: &Supervisor, root: &Path, again: bool) -> Result<Self, TestbedError> {
+        let cache = Cache::open(root)?;
+        let image = packages::stands_for(supervisor, KERNEL)?;
+        let mut names = vec![HYPERVISOR, image.as_str()];
+        names.extend(DOM0);
+        let mut resolved = packages::resolve(supervisor, &names)?;
+        let mut take =
+            |name: &str| -> Vec<Package> { resolved.extract_if(.., |package| package.name == name).collect() };
+        let (hypervisor, kernel) = (take(HYPERVISOR), take(&image));
+        let entry = |name, packages: &[Package], then: &dyn Fn(&Path) -> Result<(), TestbedError>| {
+            packages::entry(supervisor, (&cache, root), (name, VERSION), packages, again, then)
+        };
+        let hypervisor = entry("hypervisor", &hypervisor, &|folder| hypervisor_of(supervisor, folder))?;
+        let kernel = entry("kernel", &kernel, &|folder| kernel_of(supervisor, folder))?;
+        let dom0 = entry("dom0", &resolved, &|folder| dom0_of(folder))?;
+        Ok(Self {
+            hypervisor: hypervisor.join("xen"),
+            kernel: kernel.join("vmlinux"),
+            modules: Modules::find(&kernel.join("modules"))?,
+            dom0: dom0.join("dom0.cpio"),
+        })
+    }
+
+    /// Writes the whole image of dom0, guests' image and kernel included.
+    ///
+    /// # Errors
+    /// A file that cannot be read or written.
+    pub fn write_dom0(&self, programs: &Programs, to: &Path) -> Result<(), TestbedError> {
+        let guest = Guest {
+            init: programs.file("fido-init"),
+            program: programs.file("testbed-guest"),
+            modules: self.modules.load_order(&GUEST_MODULES)?,
+            ..Guest::default()
+        };
+        let mut guest_image = Vec::new();
+        guest.archive()?.write(&mut guest_image)?;
+        let mut archive = Archive::new();
+        archive.host_file("init", &programs.file("testbed-dom0"), true)?;
+        archive.host_file("guest/vmlinux", &self.kernel, false)?;
+        archive.file("guest/image.cpio", guest_image, false)?;
+        guest::modules(&mut archive, &self.modules.load_order(&DOM0_MODULES)?)?;
+        let write = || {
+            let mut file = File::create(to)?;
+            std::io::copy(&mut File::open(&self.dom0)?, &mut file)?;
+            Ok(file)
+        };
+        archive.write(BufWriter::new(write().map_err(io_error(to))?))?;
+        Ok(())
+    }
+}
+
+/// `xen` from the package's compressed hypervisor.
+fn hypervisor_of(supervisor: &Supervisor, folder: &Path) -> Result<(), TestbedError> {
+    let boot = folder.join("boot");
+    let packed = only(&boot, |name| name.ends_with(".gz"))?;
+    let bytes = fs::read(&packed).map_err(io_error(&packed))?;
+    kernel::decompress(supervisor, &["gzip", "--decompress", "--stdout"], &bytes, &folder.join("xen"))?;
+    keep(folder, &["xen"])
+}
+
+/// `vmlinux` and `modules` from the kernel's package.
+fn kernel_of(supervisor: &Supervisor, folder: &Path) -> Result<(), TestbedError> {
+    let packed = only(&folder.join("boot"), |name| name.starts_with("vmlinuz-"))?;
+    kernel::extract(supervisor, &packed, &folder.join("vmlinux"))?;
+    let modules = folder.join("modules");
+    fs::create_dir(&modules).map_err(io_error(&modules))?;
+    let names: Vec<&str> = DOM0_MODULES.into_iter().chain(GUEST_MODULES).collect();
+    for file in Modules::find(&folder.join("lib/modules"))?.load_order(&names)? {
+        let to = modules.join(file.file_name().unwrap_or_default());
+        fs::copy(&file, &to).map_err(io_error(&to))?;
+    }
+    keep(folder, &["vmlinux", "modules"])
+}
+
+/// `dom0.cpio`: the toolstack with its libraries, and busybox for who looks around.
+fn dom0_of(folder: &Path) -> Result<(), TestbedError> {
+    let mut archive = Archive::new();
+    archive.character_device("dev/console", 5, 1)?;
+    let tools: Vec<PathBuf> = TOOLS.iter().map(|tool| folder.join(tool)).collect();
+    for (place, host) in TOOLS.iter().zip(&tools) {
+        archive.host_file(place, host, true)?;
+    }
+    for (name, host) in closure::libraries(folder, &tools)? {
+        // The loader is asked for by its full path.
+        let place = if name.starts_with("ld-linux") { "lib64" } else { "usr/lib/x86_64-linux-gnu" };
+        archive.host_file(Path::new(place).join(name), &host, true)?;
+    }
+    // Opened by the C library when a thread is cancelled, and so in nobody's list.
+    let unwinder = "lib/x86_64-linux-gnu/libgcc_s.so.1";
+    archive.host_file(Path::new("usr").join(unwinder), &folder.join(unwinder), true)?;
+    archive.file("etc/xen/xl.conf", *b"", false)?;
+    archive.host_file("bin/busybox", &folder.join("bin/busybox"), true)?;
+    archive.link("bin/sh", "busybox")?;
+    archive.link("var/run", "/run")?;
+    archive.link("var/lock", "/run/lock")?;
+    let to = folder.join("dom0.cpio");
+    archive.write(BufWriter::new(File::create(&to).map_err(io_error(&to))?))?;
+    keep(folder, &["dom0.cpio"])
+}
+
+/// The one file of a folder whose name is like that.
+fn only(folder: &Path, is_it: impl Fn(&str) -> bool) -> Result<PathBuf, TestbedError> {
+    let files = fs::read_dir(folder).map_err(io_error(folder))?;
+    let found = files.flatten().find(|entry| is_it(&entry.file_name().to_string_lossy()));
+    found.map(|entry| entry.path()).ok_or_else(|| TestbedError::NotInPackage(folder.to_path_buf()))
+}
+
+/// Removes everything else.
+fn keep(folder: &Path, names: &[&str]) -> Result<(), TestbedError> {
+    for entry in fs::read_dir(folder).map_err(io_error(folder))? {
+        let entry = entry.map_err(io_error(folder))?;
+        if !names.iter().any(|name| entry.file_name() == *name) {
+            let path = entry.path();
+            let is_folder = entry.file_type().map_err(io_error(&path))?.is_dir();
+            if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }.map_err(io_error(&path))?;
+        }
+    }
+    Ok(())
+}

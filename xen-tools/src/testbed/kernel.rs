@@ -1,0 +1,101 @@
+//! The kernel itself out of Debian's compressed one, so that nothing is decompressed under emulation.
+//!
+//! Source of the format: `Documentation/arch/x86/boot.rst` of the Linux kernel.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use super::exec::{ExecError, Supervisor};
+use super::{TestbedError, io_error};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The compressed kernel inside a "bzImage", if it is one and compressed with xz.
+fn payload(image: &[u8]) -> Option<&[u8]> {
+    const XZ: &[u8] = b"\xfd7zXZ\0";
+    let word = |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?) as usize);
+    if image.get(0x202..0x206)? != b"HdrS" {
+        return None;
+    }
+    let sectors = match image.get(0x1f1)? {
+        0 => 4,
+        sectors => usize::from(*sectors),
+    };
+    let begin = (sectors + 1) * 512 + word(0x248)?;
+    let payload = image.get(begin..begin.checked_add(word(0x24c)?)?)?;
+    payload.starts_with(XZ).then_some(payload)
+}
+
+/// Writes the ELF file that is in `image` to `to`.
+///
+/// # Errors
+/// An image of another kind, or what `xz` says.
+pub fn extract(supervisor: &Supervisor, image: &Path, to: &Path) -> Result<(), TestbedError> {
+    let bytes = fs::read(image).map_err(io_error(image))?;
+    let payload = payload(&bytes).ok_or_else(|| TestbedError::BadKernel(image.to_path_buf()))?;
+    decompress(supervisor, &["xz", "--decompress", "--stdout", "--single-stream"], payload, to)
+}
+
+/// Runs a decompressor over bytes and writes what comes out to `to`.
+///
+/// # Errors
+/// The decompressor's or the system's.
+pub fn decompress(supervisor: &Supervisor, words: &[&str], bytes: &[u8], to: &Path) -> Result<(), TestbedError> {
+    let mut input = tempfile::NamedTempFile::new().map_err(io_error(to))?;
+    input.write_all(bytes).map_err(io_error(input.path()))?;
+    let output = File::create(to).map_err(io_error(to))?;
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).stdin(File::open(input.path()).map_err(io_error(input.path()))?);
+    command.stdout(output).stderr(Stdio::inherit());
+    let mut running = supervisor.start(&mut command)?;
+    let what = words.join(" ");
+    match running.wait(supervisor, LIMIT, || Ok(false))? {
+        Some(status) if status.success() => Ok(()),
+        Some(status) => Err(ExecError::Failed { what, status, output: String::new() }.into()),
+        None => Err(ExecError::Hangs { what, limit: LIMIT, output: String::new() }.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(sectors: u8, payload: &[u8]) -> Vec<u8> {
+        let mut image = vec![0; 0x1000];
+        image[0x1f1] = sectors;
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x248..0x24c].copy_from_slice(&16_u32.to_le_bytes());
+        image[0x24c..0x250].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+        let begin = (usize::from(if sectors == 0 { 4 } else { sectors }) + 1) * 512 + 16;
+        image.truncate(begin.min(image.len()));
+        image.resize(begin, 0);
+        image.extend_from_slice(payload);
+        image
+    }
+
+    #[test]
+    fn the_payload_is_where_the_header_says() {
+        let payload_bytes = b"\xfd7zXZ\0kernel";
+        for sectors in [0, 1, 31] {
+            let mut whole = image(sectors, payload_bytes);
+            assert_eq!(payload(&whole), Some(&payload_bytes[..]), "{sectors}");
+            whole.push(0);
+            assert_eq!(payload(&whole), Some(&payload_bytes[..]), "{sectors}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_such_image_is_refused() {
+        let good = image(4, b"\xfd7zXZ\0kernel");
+        assert_eq!(payload(&good[..good.len() - 1]), None, "cut short");
+        assert_eq!(payload(&image(4, b"\x1f\x8bkernel")), None, "compressed otherwise");
+        assert_eq!(payload(&good[..0x203]), None);
+        assert_eq!(payload(b""), None);
+        let mut far = good;
+        far[0x24c..0x250].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(payload(&far), None);
+    }
+}

@@ -1,0 +1,62 @@
+//! Our own programs for the machine, linked statically.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::TestbedError;
+use super::exec::Supervisor;
+
+/// The GNU target: what is linked statically for it runs in an image without anything else.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// Where the programs are.
+pub struct Programs {
+    folder: PathBuf,
+}
+
+impl Programs {
+    /// Builds them from the source tree.
+    ///
+    /// # Errors
+    /// What cargo says.
+    pub fn build(supervisor: &Supervisor, source: &Path) -> Result<Self, TestbedError> {
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| source.join("target"), PathBuf::from);
+        let mut command = Command::new("cargo");
+        command.args(["build", "--release", "--locked", "--package", "xen-guest", "--target", TARGET, "--target-dir"]);
+        command.arg(&target).current_dir(source);
+        // A target named explicitly keeps the flags away from build scripts, and the files apart from the usual ones.
+        command.env("RUSTFLAGS", "-C target-feature=+crt-static").env("CARGO_PROFILE_RELEASE_STRIP", "true");
+        command.env_remove("CARGO_ENCODED_RUSTFLAGS");
+        supervisor.run(&mut command, LIMIT)?;
+        Ok(Self { folder: target.join(TARGET).join("release") })
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
+
+/// The source tree that a folder is in: the one with a workspace and the crate `xen-guest`.
+///
+/// # Errors
+/// A folder that is in none.
+pub fn source_tree(from: &Path) -> Result<PathBuf, TestbedError> {
+    let is_it = |folder: &&Path| folder.join("Cargo.lock").is_file() && folder.join("xen-guest/Cargo.toml").is_file();
+    from.ancestors().find(is_it).map(Path::to_path_buf).ok_or_else(|| TestbedError::NoSource(from.to_path_buf()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_source_tree_is_found_from_inside_and_only_there() {
+        let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+        assert_eq!(source_tree(&own.join("src")).unwrap(), own.parent().unwrap());
+        assert!(matches!(source_tree(Path::new("/")), Err(TestbedError::NoSource(_))));
+    }
+}

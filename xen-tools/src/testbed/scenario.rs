@@ -1,0 +1,40 @@
+//! The scenarios that there are.
+
+/// One of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// What it is called on the command line.
+    pub name: &'static str,
+    /// What it shows, in a line.
+    pub about: &'static str,
+}
+
+/// All of them, in the order in which `all` runs them.
+pub const ALL: [Scenario; 1] = [Scenario {
+    name: "boot",
+    about: "dom0 comes up; two guests run a program of ours and find themselves in xenstore",
+}];
+
+/// The names that `wanted` stands for: itself, or every one for `all`.
+#[must_use]
+pub fn names(wanted: &str) -> Option<Vec<String>> {
+    let all = ALL.iter().map(|scenario| scenario.name.to_owned());
+    if wanted == "all" {
+        return Some(all.collect());
+    }
+    let found: Vec<String> = all.filter(|name| name == wanted).collect();
+    (!found.is_empty()).then_some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_and_all_is_all() {
+        assert_eq!(names("boot").unwrap(), ["boot"]);
+        assert_eq!(names("all").unwrap().len(), ALL.len());
+        assert_eq!(names("no"), None);
+        assert!(ALL.iter().all(|scenario| xen_guest::report::plain_name(scenario.name) == scenario.name));
+    }
+}
