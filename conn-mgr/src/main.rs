@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::Parser;
 use conn_mgr::manager::{DomainState, Manager, Options, ShutdownError, Status, WaitError};
 use conn_mgr::manifest::Manifest;
+use conn_mgr::placement::Place;
 use conn_mgr::signals;
 use tracing_subscriber::EnvFilter;
 
@@ -124,7 +125,9 @@ fn announce(status: &Status, json: bool) {
         let notes: Vec<_> = domain.notes.iter().map(|(key, value)| format!("{key}={}", value.escape_debug())).collect();
         let ended = if domain.state == DomainState::Ended { ", ended" } else { "" };
         let notes = if notes.is_empty() { String::new() } else { format!(" {}", notes.join(" ")) };
-        format!("{} (pid {}{ended}){notes}", domain.name, domain.pid.map_or("-".into(), |pid| pid.to_string()))
+        let cpus = if domain.place == Place::Anywhere { String::new() } else { format!(", cpus {}", domain.place) };
+        let pid = domain.pid.map_or("-".into(), |pid| pid.to_string());
+        format!("{} (pid {pid}{cpus}{ended}){notes}", domain.name)
     });
     say(&format!("appliance `{}` is ready: {}", status.appliance, domains.collect::<Vec<_>>().join("; ")));
 }

@@ -4,11 +4,13 @@ use std::fmt;
 
 use conn_mgr::Manifest;
 use conn_mgr::manifest::{Domain, Link, Restart};
+use conn_mgr::placement::Plan;
 
 use crate::table::Table;
 
-/// A manifest that has been checked, for people: a verdict, the domains, the links.
-pub struct Summary<'a>(pub &'a Manifest);
+/// A manifest that has been checked and its plan for this machine, for people: a verdict, the domains, the links, the
+/// reasons of the plan.
+pub struct Summary<'a>(pub &'a Manifest, pub &'a Plan);
 
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -18,23 +20,27 @@ impl fmt::Display for Summary<'_> {
             counts.map(|(count, what)| format!("{count} {what}{}", if count == 1 { "" } else { "s" }));
         write!(f, "ok: appliance `{appliance}`, {domain_count}, {link_count}")?;
         if !domains.is_empty() {
-            write!(f, "\n\n{}", domain_table(domains))?;
+            write!(f, "\n\n{}", domain_table(domains, self.1))?;
         }
         if !links.is_empty() {
             write!(f, "\n\n{}", link_table(links))?;
+        }
+        if self.1.decides() {
+            write!(f, "\n\n{}", self.1)?;
         }
         Ok(())
     }
 }
 
-fn domain_table(domains: &[Domain]) -> Table {
-    let mut table = Table::new(["domain", "slot", "arena", "wait", "restart", "also reads", "program"]);
+fn domain_table(domains: &[Domain], plan: &Plan) -> Table {
+    let mut table = Table::new(["domain", "slot", "arena", "wait", "cpus", "restart", "also reads", "program"]);
     for (index, domain) in domains.iter().enumerate() {
         table.row([
             domain.name.clone(),
             Manifest::slot(index).map_or("-".into(), |slot| slot.to_string()),
             size(domain.arena),
             format!("{:?}", domain.wait).to_lowercase(),
+            plan.places.get(index).map_or("-".into(), ToString::to_string),
             restart(domain.restart.when).into(),
             if domain.windows.is_empty() { "-".into() } else { domain.windows.join(", ") },
             domain.program.display().to_string(),
@@ -89,7 +95,7 @@ mod tests {
     fn an_appliance_of_one_has_no_table_of_links() {
         let mut manifest = Manifest::new("alone");
         manifest.domains.push(Domain::new("only", "/bin/true"));
-        let text = Summary(&manifest).to_string();
+        let text = Summary(&manifest, &Plan::here(&manifest)).to_string();
         assert!(text.starts_with("ok: appliance `alone`, 1 domain, 0 links\n\ndomain"), "{text}");
         assert!(!text.contains("between"), "{text}");
     }

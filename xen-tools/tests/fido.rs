@@ -51,10 +51,24 @@ fn a_right_manifest_is_summed_up() {
         let line = out.lines().find(|line| line.split_whitespace().next() == Some(name));
         line.unwrap_or_else(|| panic!("no row {name} in {out}")).split_whitespace().collect::<Vec<_>>().join(" ")
     };
-    assert!(row("net").starts_with("net 1 256 MiB adaptive always disk /"), "{out}");
-    assert!(row("fs").starts_with("fs 2 64 MiB sleep always - /"), "{out}");
+    assert!(row("net").starts_with("net 1 256 MiB adaptive all always disk /"), "{out}");
+    assert!(row("fs").starts_with("fs 2 64 MiB sleep all always - /"), "{out}");
     assert_eq!(row("nfs"), "nfs net - fs 1 1024 pointer");
     assert_eq!(row("block"), "block fs - disk 2 1024 pointer");
+}
+
+#[test]
+fn the_plan_is_shown_and_explained() {
+    let auto = NAS.replace("program = \"sh\"", "program = \"sh\"\ncpus = \"auto\"");
+    let (code, out, err) = check(&auto);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert!(out.contains("(auto)") && out.contains("\nplaced by "), "{out}");
+    // On a machine with fewer processors than domains somebody is left over: whoever has the fewest lanes.
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    assert_eq!(out.contains("domain `net` wants 1") && out.contains("all (auto: none left)"), processors < 3, "{out}");
+    let (code, _, err) = check(&auto.replacen("\"auto\"", "\"auto:\"", 1));
+    assert_eq!(code, Some(1));
+    assert!(err.contains("`auto:`") && err.contains("\"auto:COUNT\""), "{err}");
 }
 
 #[test]

@@ -42,6 +42,7 @@ pub use output::{LineSink, Output};
 pub use status::{DomainState, DomainStatus, Status};
 
 use crate::manifest::Manifest;
+use crate::placement::{Place, Plan};
 use event_loop::{Command, EventLoop};
 use status::{Board, Entry, Outcome, Shared};
 
@@ -84,10 +85,13 @@ impl Manager {
     ///
     /// # Errors
     /// [`ManagerError`] if the manifest is wrong or the socket cannot be made; nothing runs then.
-    pub fn start(manifest: Manifest, options: Options) -> Result<Self, ManagerError> {
+    pub fn start(mut manifest: Manifest, options: Options) -> Result<Self, ManagerError> {
         manifest.check()?;
+        let plan = Plan::here(&manifest);
+        plan.apply(&mut manifest);
+        log_places(&manifest, &plan);
         let system = |step| move |source| ManagerError::System { step, source };
-        let shared = Arc::new(Shared::new(Board::new(&manifest)));
+        let shared = Arc::new(Shared::new(Board::new(&manifest, &plan)));
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let wake = rustix::event::eventfd(0, flags).map_err(|e| system("make an eventfd")(e.into()))?;
         let wake = Arc::new(wake);
@@ -216,10 +220,11 @@ impl Drop for Manager {
 }
 
 impl Board {
-    fn new(manifest: &Manifest) -> Self {
+    fn new(manifest: &Manifest, plan: &Plan) -> Self {
         let entry = |(index, domain): (usize, &crate::manifest::Domain)| Entry {
             status: DomainStatus {
                 name: domain.name.clone(),
+                place: plan.places.get(index).cloned().unwrap_or_default(),
                 slot: Manifest::slot(index).map_or(0, |slot| slot.number()),
                 pid: None,
                 state: DomainState::Waiting,
@@ -236,6 +241,18 @@ impl Board {
             appliance: manifest.appliance.clone(),
             outcome: None,
         }
+    }
+}
+
+fn log_places(manifest: &Manifest, plan: &Plan) {
+    for (domain, place) in manifest.domains.iter().zip(&plan.places).filter(|(_, place)| **place != Place::Anywhere) {
+        tracing::info!(domain = domain.name, cpus = %place, "placed");
+    }
+    if plan.decides() {
+        tracing::info!("{}", plan.basis);
+    }
+    for remark in &plan.remarks {
+        tracing::warn!("{remark}");
     }
 }
 

@@ -15,7 +15,7 @@ use fido_core::platform::host::protocol::{DOMAIN_VARIABLE, SOCKET_VARIABLE};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::output::{self, Output};
-use crate::manifest::Domain;
+use crate::manifest::{Cpus, Domain};
 
 /// A child process that has not been reaped. Killed and reaped when dropped.
 pub(super) struct Process {
@@ -44,7 +44,10 @@ impl Process {
             Some(output::pump(reader, &domain.name, id.generation.number(), output.clone())?)
         };
         let parent = std::process::id();
-        let cpus = cpu_set(&domain.cpus);
+        let cpus = match &domain.cpus {
+            Cpus::List(cpus) => cpu_set(cpus),
+            Cpus::All | Cpus::Auto(_) => None,
+        };
         // SAFETY: the closure makes plain system calls on values it owns: it neither allocates nor locks.
         unsafe { command.pre_exec(move || prepare_child(parent, cpus.as_ref())) };
         let mut child = command.spawn()?;

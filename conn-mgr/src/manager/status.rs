@@ -8,6 +8,8 @@ use fido_core::stats::Snapshot;
 use fido_core::window::Window;
 use serde::Serialize;
 
+use crate::placement::Place;
+
 /// Where a domain is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -35,6 +37,8 @@ pub struct DomainStatus {
     pub name: String,
     /// Its slot.
     pub slot: u16,
+    /// Where its processes run; the same for every incarnation.
+    pub place: Place,
     /// Its process, while there is one.
     pub pid: Option<u32>,
     /// Where it is in its life.

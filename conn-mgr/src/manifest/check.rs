@@ -5,12 +5,15 @@ use std::collections::BTreeSet;
 use fido_core::addr::{DomainId, Generation};
 use fido_core::arena::{self, ArenaError, LanePlan};
 use fido_core::platform::host::protocol::{FromManager, MAX_MESSAGE_BYTES, Predecessor};
+use fido_core::topology::{self, MAX_CPU, list};
 
 use super::error::{Fault, Place};
-use super::{ARENA_GRAIN, Domain, Link, MAX_DOMAINS, MAX_DURATION, MAX_LINK_LANES, MAX_NAME_BYTES, Manifest, program};
+use super::{
+    ARENA_GRAIN, Cpus, Domain, Link, MAX_DOMAINS, MAX_DURATION, MAX_LINK_LANES, MAX_NAME_BYTES, Manifest, program,
+};
 
-/// Processors that the kernel's affinity sets can name.
-const MAX_CPU: u32 = 1023;
+/// The most processors that a domain can ask for by number.
+pub(super) const MAX_AUTO_CPUS: u16 = MAX_CPU as u16 + 1;
 
 fn fault<T>(place: Place, what: impl Into<String>, expected: impl Into<String>) -> Result<T, Fault> {
     Err(Fault { place, what: what.into(), expected: expected.into() })
@@ -85,14 +88,7 @@ fn check_domain(manifest: &Manifest, index: usize, domain: &Domain) -> Result<()
         let what = format!("an arena of {} bytes", domain.arena);
         return fault(key("arena", None), what, format!("a multiple of {ARENA_GRAIN}"));
     }
-    for (at, &cpu) in domain.cpus.iter().enumerate() {
-        if cpu > MAX_CPU || !cpu_exists(cpu) {
-            return fault(key("cpus", Some(at)), format!("no processor {cpu} is online here"), expected_cpus());
-        }
-        if domain.cpus[..at].contains(&cpu) {
-            return fault(key("cpus", Some(at)), format!("processor {cpu} twice"), "each processor once");
-        }
-    }
+    check_cpus(index, &domain.cpus)?;
     for (list, names) in [("windows", &domain.windows), ("after", &domain.after)] {
         for (at, other) in names.iter().enumerate() {
             known(manifest, key(list, Some(at)), other)?;
@@ -110,6 +106,40 @@ fn check_domain(manifest: &Manifest, index: usize, domain: &Domain) -> Result<()
     }
     if restart.delay > MAX_DURATION {
         return fault(key("restart-delay", None), "a delay out of bounds", "at most 24 hours");
+    }
+    Ok(())
+}
+
+/// Whether the manager can put a domain there.
+fn check_cpus(index: usize, cpus: &Cpus) -> Result<(), Fault> {
+    let place = |item| Place::DomainKey(index, "cpus", item);
+    let cpus = match cpus {
+        Cpus::All => return Ok(()),
+        Cpus::Auto(count) if (1..=MAX_AUTO_CPUS).contains(count) => return Ok(()),
+        Cpus::Auto(count) => {
+            return fault(place(None), format!("{count} processors"), format!("1 to {MAX_AUTO_CPUS} of them"));
+        }
+        Cpus::List(cpus) => cpus,
+    };
+    if cpus.is_empty() {
+        return fault(place(None), "no processor at all", "at least one");
+    }
+    let allowed = match topology::allowed() {
+        Ok(allowed) => allowed,
+        Err(error) => return fault(place(None), error.to_string(), "to know them"),
+    };
+    let online = topology::online().unwrap_or_else(|_| allowed.clone());
+    for (at, cpu) in cpus.iter().enumerate() {
+        let expected = format!("processors among {}", list::format(&allowed));
+        if !online.contains(cpu) {
+            return fault(place(Some(at)), format!("no processor {cpu} is online here"), expected);
+        }
+        if !allowed.contains(cpu) {
+            return fault(place(Some(at)), format!("processor {cpu} is not allowed to the manager"), expected);
+        }
+        if cpus[..at].contains(cpu) {
+            return fault(place(Some(at)), format!("processor {cpu} twice"), "each processor once");
+        }
     }
     Ok(())
 }
@@ -173,7 +203,10 @@ fn check_welcome(manifest: &Manifest, index: usize) -> Result<(), Fault> {
     let largest = Generation::new(4095).unwrap_or(Generation::FIRST);
     let welcome = Manifest::slot(index).and_then(|slot| {
         let id = DomainId { slot, generation: largest };
-        let assignment = Box::new(manifest.assignment(index, id)?);
+        let mut assignment = Box::new(manifest.assignment(index, id)?);
+        if let Some(Domain { cpus: Cpus::Auto(count), .. }) = manifest.domains.get(index) {
+            assignment.cpus = vec![MAX_CPU; usize::from(*count)];
+        }
         let domain = manifest.domains.get(index).filter(|domain| domain.inherit);
         let predecessor = domain.map(|domain| Predecessor { id: id.into(), bytes: domain.arena });
         Some(FromManager::Welcome { assignment, predecessor })
@@ -185,25 +218,4 @@ fn check_welcome(manifest: &Manifest, index: usize) -> Result<(), Fault> {
         return fault(Place::DomainKey(index, "params", None), what, expected);
     }
     Ok(())
-}
-
-/// The processors that are online, as the kernel lists them: `0-3,8`.
-fn online() -> String {
-    let listed = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
-    if listed.trim().is_empty() {
-        let count = std::thread::available_parallelism().map_or(1, usize::from);
-        return format!("0-{}", count - 1);
-    }
-    listed.trim().to_owned()
-}
-
-fn cpu_exists(cpu: u32) -> bool {
-    online().split(',').any(|range| {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        matches!((first.parse::<u32>(), last.parse::<u32>()), (Ok(first), Ok(last)) if (first..=last).contains(&cpu))
-    })
-}
-
-fn expected_cpus() -> String {
-    format!("processors among {}", online())
 }

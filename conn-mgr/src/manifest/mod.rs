@@ -8,6 +8,7 @@
 //! the appliance.
 
 mod check;
+mod cpus;
 mod error;
 pub mod program;
 mod text;
@@ -77,8 +78,8 @@ pub struct Domain {
     pub arena: u64,
     /// How its threads wait.
     pub wait: WaitStrategy,
-    /// The processors its threads may run on; empty for all.
-    pub cpus: Vec<u32>,
+    /// The processors its threads may run on.
+    pub cpus: Cpus,
     /// Domains whose arenas it may read although no link leads there: their bytes reach it through a third.
     pub windows: Vec<String>,
     /// What happens when it ends.
@@ -100,7 +101,7 @@ impl Domain {
             args: Vec::new(),
             arena: 64 << 20,
             wait: WaitStrategy::default(),
-            cpus: Vec::new(),
+            cpus: Cpus::All,
             windows: Vec::new(),
             restart: RestartPolicy::default(),
             inherit: false,
@@ -108,6 +109,18 @@ impl Domain {
             params: BTreeMap::new(),
         }
     }
+}
+
+/// Where a domain's threads may run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Cpus {
+    /// Wherever the manager may.
+    #[default]
+    All,
+    /// On these.
+    List(Vec<u32>),
+    /// On so many of its own, which the manager chooses: see [`crate::placement`].
+    Auto(u16),
 }
 
 /// When a domain that ended is started again.
@@ -262,7 +275,10 @@ impl Manifest {
             links,
             wait: domain.wait,
             domains: self.domains.len() as u16,
-            cpus: domain.cpus.clone(),
+            cpus: match &domain.cpus {
+                Cpus::List(cpus) => cpus.clone(),
+                Cpus::All | Cpus::Auto(_) => Vec::new(),
+            },
             params: domain.params.clone(),
         })
     }

@@ -49,7 +49,7 @@ fn every_key_is_understood() {
         args: vec!["net".into()],
         arena: 1 << 20,
         wait: WaitStrategy::Spin,
-        cpus: vec![0],
+        cpus: Cpus::List(vec![0]),
         windows: vec!["disk".into()],
         restart: RestartPolicy {
             when: Restart::OnFailure,
@@ -73,6 +73,19 @@ fn every_key_is_understood() {
     let nfs = Link { lanes: 4, slots: 64, transport: Transport::Copying, ..Link::new("nfs", "net", "fs") };
     assert_eq!(manifest.links, [nfs, Link::new("block", "fs", "disk")]);
     assert_eq!(manifest.start_order(), [1, 0, 2]);
+}
+
+#[test]
+fn forms_of_cpus() {
+    for (text, cpus) in [
+        ("\"auto\"", Cpus::Auto(1)),
+        ("\"auto:1024\"", Cpus::Auto(1024)),
+        ("\" 0 \"", Cpus::List(vec![0])),
+        ("[]", Cpus::All),
+    ] {
+        let manifest = Manifest::parse(&GOOD.replacen("[0]", text, 1), "good.toml");
+        assert_eq!(manifest.unwrap_or_else(|error| panic!("{error}")).domains[0].cpus, cpus, "{text}");
+    }
 }
 
 #[test]
@@ -152,6 +165,18 @@ fn wrong_senses() {
     wrong("slots = 64", "slots = 65536", "\"1MiB\"", &["for domain `net`", "at least 16793600 bytes for 4 lanes"]);
     wrong("[0]", "[0, 1000000]", "1000000", &["no processor 1000000", "among 0"]);
     wrong("[0]", "[0, 0]", "0]", &["processor 0 twice"]);
+    wrong("[0]", "[0, 1023]", "1023", &["no processor 1023", "among 0"]);
+    wrong("[0]", "\"0,1000\"", "\"0,1000\"", &["no processor 1000", "among 0"]);
+    wrong("[0]", "\"0,1024\"", "\"0,1024\"", &["processor 1024 is beyond 1023", "\"auto\""]);
+    wrong("[0]", "\"0,0\"", "\"0,0\"", &["processor 0 twice"]);
+    wrong("[0]", "\"3-1\"", "\"3-1\"", &["3-1 goes backwards"]);
+    wrong("[0]", "\"\"", "\"\"", &["no processor at all"]);
+    wrong("[0]", "\"atuo\"", "\"atuo\"", &["`atuo` is not a processor number", "\"auto\""]);
+    wrong("[0]", "\"auto:0\"", "\"auto:0\"", &["0 processors", "1 to 1024"]);
+    wrong("[0]", "\"auto:1025\"", "\"auto:1025\"", &["1025 processors", "1 to 1024"]);
+    wrong("[0]", "\"auto:x\"", "\"auto:x\"", &["`auto:x`", "\"auto:COUNT\""]);
+    wrong("[0]", "\"automatic\"", "\"automatic\"", &["`automatic`"]);
+    wrong("[0]", "7", "7", &["integer `7`", "\"auto\""]);
     wrong("windows = [\"disk\"]", "windows = [\"dsk\"]", "\"dsk\"", &["unknown domain `dsk`", "`net`, `fs`, `disk`"]);
     wrong("windows = [\"disk\"]", "windows = [\"net\"]", "\"net\"", &["itself"]);
     wrong("windows = [\"disk\"]", "windows = [\"disk\", \"disk\"]", "\"disk\"]", &["twice"]);

@@ -11,6 +11,7 @@ use fido_core::assignment::{Transport, WaitStrategy};
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::cpus::{self, RawCpus};
 use super::error::{Place, Wrong};
 use super::units::{Size, Span};
 use super::{Domain, FencePolicy, Link, MAX_TEXT_BYTES, Manifest, ManifestError, Restart, RestartPolicy, program};
@@ -42,8 +43,7 @@ struct RawDomain {
     arena: Option<Spanned<Size>>,
     #[serde(default)]
     wait: WaitStrategy,
-    #[serde(default)]
-    cpus: Vec<Spanned<u32>>,
+    cpus: Option<Spanned<RawCpus>>,
     #[serde(default)]
     windows: Vec<Spanned<String>>,
     #[serde(default)]
@@ -133,7 +133,9 @@ fn domain(source: &Source, name: &Spanned<String>, raw: &RawDomain, folder: &Pat
         args: strings(&raw.args),
         arena: raw.arena.as_ref().map_or(template.arena, |size| size.get_ref().0),
         wait: raw.wait,
-        cpus: raw.cpus.iter().map(|cpu| *cpu.get_ref()).collect(),
+        cpus: raw.cpus.as_ref().map_or(Ok(template.cpus), |cpus| {
+            cpus.get_ref().read().map_err(|wrong| source.wrong(cpus.span(), wrong, cpus::FORM))
+        })?,
         windows: strings(&raw.windows),
         restart: RestartPolicy {
             when: raw.restart,
@@ -193,7 +195,7 @@ fn place(raw: &RawManifest, domains: &[(&Spanned<String>, &RawDomain)], place: &
                 "program" => Some(raw.program.span()),
                 "args" => item(&raw.args, *at),
                 "arena" => raw.arena.as_ref().map(Spanned::span),
-                "cpus" => item(&raw.cpus, *at),
+                "cpus" => raw.cpus.as_ref().map(|cpus| cpus.get_ref().item(*at).unwrap_or_else(|| cpus.span())),
                 "windows" => item(&raw.windows, *at),
                 "after" => item(&raw.after, *at),
                 "restart-window" => raw.restart_window.as_ref().map(Spanned::span),

@@ -291,6 +291,14 @@ impl Topology {
     }
 }
 
+/// The processors that are online; those of [`allowed`] where the system does not say.
+///
+/// # Errors
+/// [`TopologyError`] if what the system says makes no sense.
+pub fn online() -> Result<Vec<u32>, TopologyError> {
+    sysfs::online(Path::new("/"))?.map_or_else(allowed, Ok)
+}
+
 /// The processors on which the calling thread may run, by rising number.
 ///
 /// # Errors

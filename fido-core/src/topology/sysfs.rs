@@ -29,7 +29,7 @@ pub(super) fn read(root: &Path, allowed: &[u32]) -> Result<Topology, TopologyErr
     allowed.sort_unstable();
     allowed.dedup();
     let system = root.join("sys/devices/system");
-    let online = match read_list(&system.join("cpu/online"))? {
+    let online = match online(root)? {
         Some(online) => online,
         None => allowed.clone(),
     };
@@ -44,6 +44,11 @@ pub(super) fn read(root: &Path, allowed: &[u32]) -> Result<Topology, TopologyErr
     check_siblings(&system, &cpus)?;
     let (model, hypervisor) = read_cpuinfo(&root.join("proc/cpuinfo"))?;
     Ok(Topology { model, hypervisor, cpus, allowed, node_distances })
+}
+
+/// The processors that are online, if the system says.
+pub(super) fn online(root: &Path) -> Result<Option<Vec<u32>>, TopologyError> {
+    read_list(&root.join("sys/devices/system/cpu/online"))
 }
 
 /// The text of a file; `None` if there is none.

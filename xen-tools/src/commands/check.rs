@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use conn_mgr::Manifest;
+use conn_mgr::placement::Plan;
 
 use crate::summary::Summary;
 
@@ -18,6 +19,9 @@ pub struct Command {
 impl Command {
     pub fn run(self) -> ExitCode {
         let manifest = Manifest::load(&self.manifest);
-        super::end(manifest.map(|manifest| super::say(io::stdout().lock(), &Summary(&manifest))))
+        super::end(manifest.map(|manifest| {
+            let plan = Plan::here(&manifest);
+            super::say(io::stdout().lock(), &Summary(&manifest, &plan));
+        }))
     }
 }
