@@ -4,11 +4,14 @@
 //! 0      header: magic, version, identity, length, heritage (crate::heritage)
 //! 128    counters (crate::stats)
 //! 1024   lane directory: where this domain's half of each lane is
-//! 8192   the lane blocks: control lines and ring slots, one block a lane
+//! 8192   the thread lines: what each of the domain's threads is doing (crate::presence)
+//! 12288  the lane blocks: control lines and ring slots, one block a lane
 //! …      the heap
 //! ```
 //! All numbers are little-endian. Only the owner writes; peers read the directory once when they connect, check it
 //! and keep what they found in private memory.
+//!
+//! Version 2 has the thread lines, and the fourth control line of a lane, both advice for waiting only.
 
 use std::mem::offset_of;
 use std::ptr::NonNull;
@@ -16,28 +19,32 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::addr::{DomainId, MAX_ARENA_BYTES};
+use crate::presence::{Presence, ThreadLine};
 use crate::stats::Stats;
 use crate::window::Window;
 
 /// First word of an arena: `FIDOARNA`.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"FIDOARNA");
 /// Version of the layout and of the ring protocol. What does not match is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The least length of an arena, in bytes.
 pub const MIN_ARENA_BYTES: u64 = 64 * 1024;
 /// The most lanes one domain can have over all its links: what the directory holds.
-pub const MAX_LANES: usize = (HEADER_BYTES as usize - DIRECTORY_AT) / ENTRY_BYTES;
+pub const MAX_LANES: usize = (THREADS_AT - DIRECTORY_AT) / ENTRY_BYTES;
+/// The most threads of one domain that can publish what they are doing. Further ones work too, unseen.
+pub const MAX_THREADS: usize = (HEADER_BYTES as usize - THREADS_AT) / size_of::<ThreadLine>();
 /// The largest ring, in slots.
 pub const MAX_RING_SLOTS: u32 = 1 << 16;
 /// The smallest ring, in slots: credits come in quarters.
 pub const MIN_RING_SLOTS: u32 = 4;
 
-const HEADER_BYTES: u64 = 8192;
+const HEADER_BYTES: u64 = 12288;
+const THREADS_AT: usize = 8192;
 const STATS_AT: usize = 128;
 const DIRECTORY_AT: usize = 1024;
 const ENTRY_BYTES: usize = 32;
 const SLOT_BYTES: u64 = 64;
-/// The control lines of a lane: session, credit, armed; a cache line each, padded to four.
+/// The control lines of a lane: session, credit, armed, advice; a cache line each.
 const CONTROL_BYTES: u64 = 256;
 
 /// The fixed head of an arena.
@@ -67,6 +74,9 @@ struct Entry {
 
 const _: () = assert!(size_of::<Entry>() == ENTRY_BYTES && size_of::<Header>() <= STATS_AT);
 const _: () = assert!(STATS_AT + size_of::<Stats>() <= DIRECTORY_AT);
+const _: () = assert!(MAX_THREADS == u64::BITS as usize);
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<crate::ring::Control>() as u64 == CONTROL_BYTES);
 
 /// Why an arena cannot be made or read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -177,6 +187,8 @@ pub struct OwnArena {
     window: Arc<Window>,
     places: Vec<LanePlace>,
     heap_start: u64,
+    /// The thread lines in use, a bit each.
+    seats: AtomicU64,
 }
 
 impl OwnArena {
@@ -191,7 +203,7 @@ impl OwnArena {
         let (places, heap_start) = plan(raw.len, lanes)?;
         // SAFETY: the caller vouches for the memory; page alignment exceeds the 64 bytes asked for.
         let window = Arc::new(unsafe { Window::new(id, raw.base, raw.len, raw.mapping) });
-        let arena = Self { window, places, heap_start };
+        let arena = Self { window, places, heap_start, seats: AtomicU64::new(0) };
         arena.write_header(id);
         Ok(arena)
     }
@@ -277,6 +289,32 @@ impl OwnArena {
     pub fn stats(&self) -> &Stats {
         self.at(STATS_AT as u64)
     }
+
+    /// Takes a thread line that nobody has, for [`crate::presence::Seat`]; `None` if all are in use.
+    pub(crate) fn take_seat(&self) -> Option<u32> {
+        let free = |seats: u64| (seats != u64::MAX).then(|| seats | (seats + 1));
+        let before = self.seats.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).ok()?;
+        Some(before.trailing_ones())
+    }
+
+    /// Gives a thread line back.
+    pub(crate) fn leave_seat(&self, seat: u32) {
+        self.seats.fetch_and(!(1 << seat), Ordering::Relaxed);
+    }
+
+    /// A thread line, for the thread that has taken it.
+    pub(crate) fn thread_line(&self, seat: u32) -> &ThreadLine {
+        self.at((THREADS_AT + seat as usize % MAX_THREADS * size_of::<ThreadLine>()) as u64)
+    }
+}
+
+/// What the domain behind `window` says that one of its threads is doing; `None` if it has no such thread. The window
+/// must be one that [`Peer::read`] has accepted.
+pub(crate) fn presence_of(window: &Window, seat: u32) -> Option<Presence> {
+    let at = (THREADS_AT + (seat as usize).checked_mul(size_of::<ThreadLine>())?) as u64;
+    let line = (at < HEADER_BYTES).then(|| window.at(at, size_of::<ThreadLine>() as u64))??;
+    // SAFETY: inside the mapping and aligned; atomics only, and only loaded.
+    Some(unsafe { line.cast::<ThreadLine>().as_ref() }.read())
 }
 
 /// Types that consist of atomics only: any bytes are a valid value, and shared access from many sides is sound.
@@ -290,6 +328,8 @@ unsafe impl Atomics for Header {}
 unsafe impl Atomics for Entry {}
 // SAFETY: transparent over atomics only.
 unsafe impl Atomics for Stats {}
+// SAFETY: atomics only.
+unsafe impl Atomics for ThreadLine {}
 
 /// Reads what a window's header says. Everything is checked; nothing is kept by reference.
 #[derive(Debug, Clone, Copy)]
@@ -433,6 +473,21 @@ mod tests {
         assert!(matches!(peer.lane(8, 0), Err(ArenaError::Lane { link: 8, .. })));
         arena.stats().sleeps.add(3);
         assert_eq!(peer.stats().sleeps, 3);
+    }
+
+    #[test]
+    fn thread_lines_are_taken_once_and_up_to_the_limit() {
+        let arena = private_arena(1 << 20, &[]);
+        let mut taken: Vec<_> = (0..MAX_THREADS).map(|_| arena.take_seat().unwrap()).collect();
+        taken.sort_unstable();
+        assert!(taken.iter().copied().eq(0..MAX_THREADS as u32));
+        assert_eq!(arena.take_seat(), None, "one past the limit");
+        arena.leave_seat(17);
+        assert_eq!(arena.take_seat(), Some(17));
+        assert!(presence_of(arena.window(), MAX_THREADS as u32 - 1).is_some());
+        for wild in [MAX_THREADS as u32, u32::MAX] {
+            assert_eq!(presence_of(arena.window(), wild), None);
+        }
     }
 
     #[test]

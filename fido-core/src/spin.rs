@@ -1,118 +1,301 @@
-//! Whether to spin before a sleep: learned from how often that was enough.
+//! Whether to spin before a sleep, and for how long: learned from what a thread's waits have been like.
 //!
-//! Spinning pays off while what a thread waits for tends to come within the time that a sleep and its wake-up cost;
-//! otherwise it only keeps a processor from whoever is waited for. So a thread tries it for a few waits, keeps at it
-//! as long as most of them end within the budget, and otherwise sleeps at once for a while, which doubles with every
-//! trial that fails. (Spinning as long as a block costs is at most twice as bad as knowing the future: Karlin et al.,
-//! "Competitive randomized algorithms for nonuniform problems", 1994. The trials are for the common case that one of
-//! the two is right for thousands of waits in a row.)
+//! Two ways to wait compete, *spinning* (look again and again for a while, then sleep) and *sleeping* (at once). Which
+//! is better depends on what a thread cannot know in advance: whether a processor is free for whoever it waits for, how
+//! long that one takes, what a sleep costs here, whether the other side sleeps itself. So it lives in one of the two
+//! and now and then tries the other for a few waits, and compares the lengths of the waits. Where everybody answers
+//! everybody, a way to wait that holds up somebody else comes back as a longer wait; where it does not, the kernel says
+//! so: it gives the processor that a spinner offers to whoever else wants it (*displaced*).
+//!
+//! What there is of numbers follows from two promises, not from a machine:
+//! * *Nothing is more than [`SLOWER`] slower than the better way.* A wait that has lasted 4 times what a sleep costs is
+//!   made at most 1.25 times as long by sleeping now. That is the longest spin.
+//! * *Trials cost at most 1 %.* After a trial has cost some time, there is none for [`TRIAL_RATE`] times as long.
+//!
+//! What a sleep costs is measured: the time from the ring of the bell, which the ringer stamps, to the sleeper's first
+//! look, its median. (Spinning as long as a block costs is at most twice as bad as knowing the future: Karlin et al.,
+//! "Competitive randomized algorithms for nonuniform problems", 1994; here somewhat longer, because what counts is the
+//! time and not the processor, and less often, because most of the time one of the two is right for thousands of waits
+//! in a row.)
+//!
+//! Pure: it reads no clock and makes no system call. Times are nanoseconds of any clock that does not go backwards.
 
-use std::time::Duration;
+/// The longest spin, in costs of a sleep: what makes a sleep after it at most a quarter of the wait.
+const SLOWER: u64 = 4;
+/// Trials may cost one part in so many of the time.
+const TRIAL_RATE: u64 = 100;
+/// Waits of one trial.
+const TRIAL: u32 = 8;
+/// Waits of a trial of spinning that may end in a sleep all the same, before it is given up.
+const TRIAL_VAIN: u32 = 3;
+/// What a sleep costs until one has been measured, and the limits of what is believed, in nanoseconds.
+const COST: u64 = 25_000;
+const MIN_COST: u64 = 1_000;
+const MAX_COST: u64 = 1_000_000;
+/// One, in the units of shares.
+const ONE: u32 = 1 << 10;
+/// Times that a spinner is displaced, in a row or nearly so, until it is believed that the processor is wanted.
+const DISPLACED: u32 = 4;
 
-/// How long to spin: about what waking a sleeper on an idle processor costs.
-const BUDGET: Duration = Duration::from_micros(24);
-/// Waits after which a time of spinning is judged.
-const TRIAL: u32 = 16;
-/// Waits without spinning after a first failed trial, and at most.
-const REST: u32 = 64;
-const MAX_REST: u32 = 1 << 14;
-
-/// The state of one thread.
+/// The way a thread waits now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Spin {
-    phase: Phase,
-    /// The length of the next rest.
-    rest: u32,
+enum Way {
+    Spin,
+    Sleep,
 }
 
+/// What a thread sees of its peers when a wait turns out not to be over at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct View {
+    /// A peer that is awake says it is on the same processor.
+    pub crowded: bool,
+    /// There are peers, and all say that they sleep or wait themselves: what there is to come comes from outside, or
+    /// from one that has just been woken.
+    pub quiet: bool,
+}
+
+/// What to do next in a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// There is no processor for it.
-    Never,
-    /// Spins; so many waits to go until the verdict, of which so many were short.
-    Trying { left: u32, short: u32 },
-    /// Sleeps at once for so many waits.
-    Resting { left: u32 },
+pub enum Step {
+    /// Look again.
+    Look,
+    /// Offer the processor to others, say how long that took ([`Spin::yielded`]), then look again.
+    Yield,
+    /// Sleep.
+    Sleep,
+}
+
+/// The wait that is under way.
+#[derive(Debug, Clone, Copy, Default)]
+struct Wait {
+    began: u64,
+    budget: u64,
+    last_look: u64,
+    next_yield: u64,
+    pace: u64,
+    displaced: bool,
+    /// It has come to the sleep: a spin after it would be a second one.
+    spent: Option<u64>,
+}
+
+/// A few waits in the other way.
+#[derive(Debug, Clone, Copy, Default)]
+struct Trial {
+    waits: u32,
+    vain: u32,
+    total: u64,
+    cost: u64,
+    displaced: bool,
+}
+
+/// What one thread has learned.
+#[derive(Debug, Clone)]
+pub struct Spin {
+    /// There is a second processor at all.
+    allowed: bool,
+    way: Way,
+    trial: Option<Trial>,
+    next_trial: u64,
+    /// What a sleep costs: the median of what was measured.
+    cost: u64,
+    /// The mean length of waits, very long ones cut, in each way.
+    spun: Option<u64>,
+    slept: Option<u64>,
+    /// The share of waits that ended in a sleep after all.
+    vain: u32,
+    displaced: u32,
+    /// Waits in the present way, up to what a comparison needs.
+    waits: u32,
+    /// What offering the processor costs when nobody wants it.
+    yield_cost: u64,
+    wait: Wait,
 }
 
 impl Spin {
-    /// For a thread that may spin, or may not because there are fewer processors than threads that wait for each other.
-    pub(crate) fn new(allowed: bool) -> Self {
-        let phase = if allowed { Phase::Trying { left: TRIAL, short: 0 } } else { Phase::Never };
-        Self { phase, rest: REST }
-    }
-
-    /// How long to spin in the present wait.
-    pub(crate) fn budget(&self) -> Duration {
-        match self.phase {
-            Phase::Trying { .. } => BUDGET,
-            Phase::Never | Phase::Resting { .. } => Duration::ZERO,
+    /// For a thread of a machine with so many processors.
+    pub fn new(processors: usize) -> Self {
+        Self {
+            allowed: processors > 1,
+            way: Way::Sleep,
+            trial: None,
+            next_trial: 0,
+            cost: COST,
+            spun: None,
+            slept: None,
+            vain: 0,
+            displaced: 0,
+            waits: 0,
+            yield_cost: MIN_COST,
+            wait: Wait::default(),
         }
     }
 
-    /// A wait is over: whether it was `short`, ended by work while the thread was spinning.
-    pub(crate) fn waited(&mut self, short: bool) {
-        self.phase = match self.phase {
-            Phase::Never => Phase::Never,
-            Phase::Resting { left: 0 | 1 } => Phase::Trying { left: TRIAL, short: 0 },
-            Phase::Resting { left } => Phase::Resting { left: left - 1 },
-            Phase::Trying { left: 0 | 1, short: before } => self.judge(before + u32::from(short)),
-            Phase::Trying { left, short: before } => Phase::Trying { left: left - 1, short: before + u32::from(short) },
+    /// Whether the first few looks of a wait may be made without asking anything: no clock, no [`Spin::begin`].
+    pub fn glances(&self) -> bool {
+        self.present_way() == Way::Spin
+    }
+
+    /// Work came within these first looks.
+    pub fn glimpsed(&mut self) {
+        if self.trial.is_some() {
+            self.waited(0, 0, false, false, self.wait.began);
+        } else {
+            self.spun = self.spun.map(|mean| mean - mean.div_ceil(16));
+            self.waits = (self.waits + 1).min(TRIAL);
+            self.vain -= self.vain.div_ceil(16);
+        }
+    }
+
+    /// A wait was not over at once.
+    pub fn begin(&mut self, now: u64, view: View) {
+        self.maybe_try(now);
+        let budget = match self.present_way() {
+            Way::Sleep => 0,
+            // Enough for one that has been woken to come and answer.
+            Way::Spin if view.quiet => 2 * self.cost,
+            Way::Spin => SLOWER * self.cost,
         };
+        let pace = self.cost / 16;
+        let next_yield = if view.crowded { now } else { now + pace };
+        self.wait = Wait { began: now, budget, last_look: now, next_yield, pace, displaced: false, spent: None };
     }
 
-    fn judge(&mut self, short: u32) -> Phase {
-        if short > TRIAL / 2 {
-            self.rest = REST;
-            return Phase::Trying { left: TRIAL, short: 0 };
+    /// What to do next in the wait that has begun.
+    pub fn next(&mut self, now: u64) -> Step {
+        let wait = &mut self.wait;
+        // A look takes far less than a sleep, unless something else ran in between.
+        wait.displaced |= now.saturating_sub(wait.last_look) > self.cost;
+        wait.last_look = now;
+        let elapsed = now.saturating_sub(wait.began);
+        if wait.displaced || elapsed >= wait.budget || wait.spent.is_some() {
+            wait.spent.get_or_insert(elapsed.min(wait.budget));
+            return Step::Sleep;
         }
-        let left = self.rest;
-        self.rest = (self.rest * 2).min(MAX_REST);
-        Phase::Resting { left }
+        if now < wait.next_yield {
+            return Step::Look;
+        }
+        wait.next_yield = now + wait.pace;
+        wait.pace = (2 * wait.pace).min(self.cost / 4);
+        Step::Yield
+    }
+
+    /// The processor was offered at `now` and came back after `took`.
+    pub fn yielded(&mut self, now: u64, took: u64) {
+        self.wait.displaced |= took > (4 * self.yield_cost).min(self.cost);
+        self.wait.last_look = now + took;
+        // A floor that forgets slowly.
+        self.yield_cost = (self.yield_cost + self.yield_cost / 16 + 1).min(took).clamp(MIN_COST / 8, MAX_COST);
+    }
+
+    /// Work was there before a sleep.
+    pub fn found(&mut self, now: u64) {
+        let length = now.saturating_sub(self.wait.began);
+        let spun = self.wait.spent.unwrap_or(length.min(self.wait.budget));
+        self.waited(length, spun, false, self.wait.displaced, now);
+    }
+
+    /// A sleep is over, `woken` after the bell was rung for it, if that is known.
+    pub fn slept(&mut self, now: u64, woken: Option<u64>) {
+        if let Some(woken) = woken {
+            // A median by small steps: a few wild ones move it no further than as many tame ones.
+            let step = self.cost / 16;
+            self.cost = if woken > self.cost { self.cost + step } else { self.cost - step };
+            self.cost = self.cost.clamp(MIN_COST, MAX_COST);
+        }
+        let length = now.saturating_sub(self.wait.began);
+        let spun = self.wait.spent.unwrap_or(0);
+        self.waited(length, spun, self.wait.budget > 0, self.wait.displaced, now);
+    }
+
+    /// What a sleep costs here, in nanoseconds, as far as is known.
+    pub fn cost(&self) -> u64 {
+        self.cost
+    }
+
+    fn present_way(&self) -> Way {
+        match (self.way, self.trial.is_some()) {
+            (Way::Spin, false) | (Way::Sleep, true) => Way::Spin,
+            (Way::Sleep, false) | (Way::Spin, true) => Way::Sleep,
+        }
+    }
+
+    /// Begins a trial of the other way if it is time for one, and if it can win: waits much shorter than a sleep cannot
+    /// be made shorter by one.
+    fn maybe_try(&mut self, now: u64) {
+        let can_win = match self.way {
+            Way::Sleep => self.allowed,
+            Way::Spin => self.spun.is_some_and(|mean| mean > self.cost / 2),
+        };
+        if can_win && self.waits >= TRIAL && self.trial.is_none() && now >= self.next_trial {
+            self.trial = Some(Trial::default());
+        }
+    }
+
+    fn waited(&mut self, length: u64, spun: u64, vain: bool, displaced: bool, now: u64) {
+        let length = length.min(2 * SLOWER * self.cost);
+        let way = self.present_way();
+        if let Some(trial) = &mut self.trial {
+            trial.waits += 1;
+            trial.total += length;
+            trial.vain += u32::from(vain);
+            trial.displaced |= displaced;
+            trial.cost += if way == Way::Spin { spun } else { self.cost };
+            let given_up = way == Way::Spin && (trial.displaced || trial.vain >= TRIAL_VAIN);
+            if given_up || trial.waits == TRIAL {
+                let trial = *trial;
+                self.judge(&trial, given_up, now);
+            }
+            return;
+        }
+        self.waits = (self.waits + 1).min(TRIAL);
+        match way {
+            Way::Sleep => self.slept = Some(mean(self.slept, length)),
+            Way::Spin => {
+                self.spun = Some(mean(self.spun, length));
+                self.vain = self.vain - self.vain.div_ceil(16) + if vain { ONE / 16 } else { 0 };
+                self.displaced = if displaced { self.displaced + 4 } else { self.displaced.saturating_sub(1) };
+                if self.vain > ONE / 2 || self.displaced >= 4 * DISPLACED {
+                    self.go(Way::Sleep);
+                    self.rest(SLOWER * self.cost, now);
+                }
+            }
+        }
+    }
+
+    /// A trial is over: stays, or goes over to the other way.
+    fn judge(&mut self, trial: &Trial, given_up: bool, now: u64) {
+        self.trial = None;
+        let tried = trial.total / u64::from(trial.waits);
+        let margin = tried / 8;
+        match self.way {
+            // Even where the waits are no shorter, what is found by spinning is found at once.
+            Way::Sleep if !given_up && self.slept.is_none_or(|mean| tried <= mean + mean / 8) => {
+                self.go(Way::Spin);
+                self.spun = Some(tried);
+            }
+            Way::Spin if self.spun.is_some_and(|mean| tried + margin < mean) => {
+                self.go(Way::Sleep);
+                self.slept = Some(tried);
+            }
+            _ => {}
+        }
+        self.rest(trial.cost, now);
+    }
+
+    fn go(&mut self, way: Way) {
+        (self.way, self.waits, self.vain, self.displaced) = (way, 0, 0, 0);
+    }
+
+    /// No trial for a while, after one that has cost so much.
+    fn rest(&mut self, cost: u64, now: u64) {
+        self.next_trial = self.next_trial.max(now) + TRIAL_RATE * cost.max(self.cost);
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Of `waits` waits that would each be short with spinning or not, how many were spun in.
-    fn spun(spin: &mut Spin, waits: u32, short: bool) -> u32 {
-        let mut spun = 0;
-        for _ in 0..waits {
-            let spins = spin.budget() > Duration::ZERO;
-            spun += u32::from(spins);
-            spin.waited(spins && short);
-        }
-        spun
-    }
-
-    #[test]
-    fn it_spins_while_that_is_enough() {
-        let mut spin = Spin::new(true);
-        assert_eq!(spun(&mut spin, 1000, true), 1000);
-    }
-
-    #[test]
-    fn it_all_but_stops_when_it_never_is() {
-        let mut spin = Spin::new(true);
-        assert!(spun(&mut spin, 100_000, false) <= 100_000 / 100 / 4);
-    }
-
-    #[test]
-    fn it_comes_back() {
-        let mut spin = Spin::new(true);
-        spun(&mut spin, 100_000, false);
-        spun(&mut spin, MAX_REST, true);
-        assert_eq!(spun(&mut spin, 1000, true), 1000);
-        spun(&mut spin, TRIAL, false);
-        let rested = REST - spun(&mut spin, REST, true);
-        assert!(rested > REST / 2, "it rests at once");
-        assert_eq!(spun(&mut spin, 1000, true), 1000, "and not for long: the success before counts");
-    }
-
-    #[test]
-    fn it_never_spins_without_a_processor() {
-        assert_eq!(spun(&mut Spin::new(false), 1000, true), 0);
-    }
+/// A mean that forgets: each new value counts a sixteenth.
+fn mean(before: Option<u64>, value: u64) -> u64 {
+    before.map_or(value, |mean| mean - mean / 16 + value / 16)
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -4,6 +4,8 @@
 
 #![expect(clippy::expect_used, reason = "a test cannot go on without what it asks for")]
 
+mod mesh;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +18,7 @@ use crate::lane::{Lane, LaneSetup, Mailbox, News, PassFence};
 use crate::memory::Memory;
 use crate::platform::host::memory;
 use crate::window::{Window, WindowTable};
+pub use mesh::{Node, mesh};
 
 /// The length of the arenas of a [`TestLink`].
 pub const TEST_ARENA_BYTES: u64 = 16 << 20;

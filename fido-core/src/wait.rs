@@ -2,13 +2,16 @@
 
 use std::os::fd::BorrowedFd;
 
+use crate::presence::Presence;
+
 /// Something a thread waits for: a lane, a device, a socket set.
 ///
 /// The order that loses no wake-up: poll everything; if nothing was there, `arm` every source, issue one
 /// `fence(SeqCst)`, ask every source whether it is `ready`, and only if none is, sleep on the wake descriptors; then
 /// `disarm`. [`crate::waiter::Waiter`] does this.
 pub trait Source {
-    /// Readable when there may be something to do. Level-triggered until [`Source::disarm`] has reset it.
+    /// Readable when there may be something to do. Level-triggered until [`Source::disarm`] has reset it. The same for
+    /// as long as the source lives.
     fn wake_fd(&self) -> BorrowedFd<'_>;
 
     /// Whether the wake descriptor is an eventfd that is watched edge-triggered, so that nobody has to reset it.
@@ -26,4 +29,20 @@ pub trait Source {
 
     /// Says that the reader is awake again, and resets the wake descriptor.
     fn disarm(&mut self) {}
+
+    /// Lets the two sides know each other, for their waiting: tells whoever feeds this source in which thread line of
+    /// this domain its reader says what it is doing, and returns what the feeder says of itself. `None` for sources that
+    /// no thread of a domain feeds.
+    fn meet(&mut self, _seat: Option<u32>) -> Option<PeerView> {
+        None
+    }
+}
+
+/// What the other side of a lane says about the thread that serves it. Advice, like all that it is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerView {
+    /// What it is doing, and where.
+    pub presence: Presence,
+    /// When it last rang this side's bell, in ticks of 256 ns of the monotonic clock; 0 for never.
+    pub rung: u32,
 }

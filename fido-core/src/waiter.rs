@@ -1,72 +1,89 @@
 //! How a thread waits for many sources with one sleep.
+//!
+//! A wait has up to three parts: a few *glances*, which ask nothing but the sources; the *spin*, which looks at the
+//! clock and at the peers' published states and offers the processor to others now and then; and the *sleep*. How far
+//! it goes in the spin is [`crate::spin`]'s to say, which has the reasons; here is only what needs a clock and a kernel.
+//!
+//! What a sleep costs: one system call, whatever the number of sources. Before it each source is armed, looked at and
+//! disarmed once, in user space (three calls a source, for a lane a handful of cached loads and two stores); at most
+//! [`PEERS`] peers are looked at, in turns. A waker makes one system call per sleep and lane.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-use std::time::{Duration, Instant};
-
-use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use std::time::Duration;
 
 use crate::arena::OwnArena;
 use crate::assignment::WaitStrategy;
+use crate::clock;
 use crate::memory::Memory;
-use crate::spin::Spin;
-use crate::wait::Source;
+use crate::poll_set::PollSet;
+use crate::presence::{Presence, Seat, State, this_cpu};
+use crate::spin::{Spin, Step, View};
+use crate::wait::{PeerView, Source};
 
-/// Rounds of the pause instruction between two looks at the sources.
-const PAUSES: u32 = 16;
+/// Looks at the beginning of a wait that ask nothing but the sources, with one pause instruction each.
+const GLANCES: u32 = 8;
+/// Rounds of the pause instruction between two looks after that.
+const PAUSES: u32 = 4;
+/// Peers whose published state is looked at in one wait.
+const PEERS: usize = 16;
 
 /// Waits by a [`WaitStrategy`]. One per thread.
 #[derive(Debug)]
 pub struct Waiter {
     strategy: WaitStrategy,
-    epoll: OwnedFd,
-    watched: Vec<RawFd>,
-    /// When the present idle time began.
-    idle_since: Option<Instant>,
+    set: PollSet,
     spin: Spin,
+    /// Looks of the present wait.
+    looks: u32,
+    /// The present wait has got beyond the glances.
+    begun: bool,
+    /// Where this thread says what it is doing.
+    seat: Option<Seat>,
+    /// The peers that were looked at last.
+    turn: usize,
     /// Whose counters say how often it slept.
     arena: Option<Arc<OwnArena>>,
 }
 
 impl Waiter {
-    /// A waiter of a thread that waits for one other.
+    /// A waiter for one thread.
     ///
     /// # Errors
     /// The kernel's, if there is no descriptor left.
     pub fn new(strategy: WaitStrategy) -> io::Result<Self> {
-        Self::among(strategy, 2)
-    }
-
-    /// A waiter of one of `threads` threads that wait for each other. The adaptive strategy spins only where each of
-    /// them can have a processor: else the spinner holds up the one it waits for.
-    ///
-    /// # Errors
-    /// The kernel's, if there is no descriptor left.
-    pub fn among(strategy: WaitStrategy, threads: usize) -> io::Result<Self> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             strategy,
-            epoll: epoll::create(CreateFlags::CLOEXEC)?,
-            watched: Vec::new(),
-            idle_since: None,
-            // Whoever is alone in its appliance still waits for the world outside.
-            spin: Spin::new(processors >= threads.max(2)),
+            set: PollSet::new()?,
+            spin: Spin::new(processors),
+            looks: 0,
+            begun: false,
+            seat: None,
+            turn: 0,
             arena: None,
         })
     }
 
-    /// Counts sleeps in the domain's counters from now on.
+    /// Belongs to a domain from now on: counts its sleeps in the domain's counters, and says in the domain's arena what
+    /// this thread is doing (if that still has a line for it).
     pub fn counting_in(self, memory: &Memory) -> Self {
-        Self { arena: Some(memory.arena().clone()), ..self }
+        Self { arena: Some(memory.arena().clone()), seat: Seat::take(memory.arena()), ..self }
     }
 
     /// The last round found work.
     pub fn busy(&mut self) {
-        if self.idle_since.take().is_some() {
-            self.spin.waited(true);
+        if self.looks == 0 {
+            return;
         }
+        if self.begun {
+            self.spin.found(clock::now());
+            self.say(State::Running);
+        } else if self.strategy == WaitStrategy::Adaptive {
+            self.spin.glimpsed();
+        }
+        (self.looks, self.begun) = (0, false);
     }
 
     /// The last round found nothing: spins for a moment, or sleeps until a source is ready or `timeout` is over.
@@ -75,72 +92,118 @@ impl Waiter {
     /// # Errors
     /// The kernel's, if a source's descriptor cannot be waited for.
     pub fn idle(&mut self, sources: &mut [&mut dyn Source], timeout: Option<Duration>) -> io::Result<()> {
-        let since = *self.idle_since.get_or_insert_with(Instant::now);
-        let spins = match self.strategy {
-            WaitStrategy::Spin => true,
-            WaitStrategy::Adaptive => since.elapsed() < self.spin.budget(),
-            WaitStrategy::Sleep => false,
-        };
-        if spins {
-            (0..PAUSES).for_each(|_| std::hint::spin_loop());
-            return Ok(());
+        self.looks = self.looks.saturating_add(1);
+        match self.strategy {
+            WaitStrategy::Spin => {
+                std::hint::spin_loop();
+                return Ok(());
+            }
+            WaitStrategy::Adaptive if self.looks <= GLANCES && self.spin.glances() => {
+                std::hint::spin_loop();
+                return Ok(());
+            }
+            WaitStrategy::Adaptive => match self.step(sources) {
+                Step::Look => {
+                    (0..PAUSES).for_each(|_| std::hint::spin_loop());
+                    return Ok(());
+                }
+                Step::Yield => {
+                    let before = clock::now();
+                    std::thread::yield_now();
+                    self.spin.yielded(before, clock::now() - before);
+                    return Ok(());
+                }
+                Step::Sleep => {}
+            },
+            WaitStrategy::Sleep => {}
         }
-        self.watch(sources)?;
+        self.doze(sources, timeout)
+    }
+
+    /// The next step of a wait that has got beyond the glances.
+    fn step(&mut self, sources: &mut [&mut dyn Source]) -> Step {
+        let now = clock::now();
+        if !self.begun {
+            self.begun = true;
+            let view = self.survey(sources);
+            self.spin.begin(now, view);
+            let step = self.spin.next(now);
+            if step != Step::Sleep {
+                self.say(State::Spinning);
+            }
+            return step;
+        }
+        self.spin.next(now)
+    }
+
+    /// Arms every source, looks once more, and sleeps.
+    fn doze(&mut self, sources: &mut [&mut dyn Source], timeout: Option<Duration>) -> io::Result<()> {
+        self.set.watch(sources)?;
         sources.iter_mut().for_each(|source| source.arm());
         // SYNC: pairs with the fence in `ring::Waker::must_ring`: what a waker published before its fence is seen
-        // below, or the armed words are seen by the waker.
+        // below, or the armed words are seen by the waker. One fence for all sources: each waker of each source fences
+        // between its publication and its look at that source's armed word, so Dekker's argument holds for each pair.
         fence(Ordering::SeqCst);
-        // What is ready at this look may turn out to be nothing: the spin before it was this idle time's only one.
+        // What is ready at this look may turn out to be nothing: the spin before it was this wait's only one.
         if !sources.iter_mut().any(|source| source.ready()) {
-            self.sleep(timeout)?;
-            self.spin.waited(false);
-            self.idle_since = None;
+            self.sleep(sources, timeout)?;
+            (self.looks, self.begun) = (0, false);
         }
         sources.iter_mut().for_each(|source| source.disarm());
         Ok(())
     }
 
-    fn sleep(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    fn sleep(&mut self, sources: &mut [&mut dyn Source], timeout: Option<Duration>) -> io::Result<()> {
         if let Some(arena) = &self.arena {
             arena.stats().sleeps.add(1);
             arena.stats().syscalls.add(1);
         }
-        let timeout = timeout.and_then(|limit| rustix::event::Timespec::try_from(limit).ok());
-        let mut events = [const { std::mem::MaybeUninit::uninit() }; 16];
-        match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(errno) => Err(errno.into()),
+        self.say(State::Asleep);
+        let before = clock::now();
+        let slept = self.set.sleep(timeout);
+        let now = clock::now();
+        self.say(State::Running);
+        if self.strategy == WaitStrategy::Adaptive {
+            let mut woken = None;
+            self.meet(sources, |peer| woken = woken.max(clock::age(peer.rung, now, now - before)));
+            self.spin.slept(now, woken);
         }
+        slept
     }
 
-    /// Makes the epoll set that of `sources`; nothing to do if they are the same as last time.
-    fn watch(&mut self, sources: &[&mut dyn Source]) -> io::Result<()> {
-        let same = self.watched.len() == sources.len()
-            && sources.iter().zip(&self.watched).all(|(source, fd)| source.wake_fd().as_raw_fd() == *fd);
-        if same {
-            return Ok(());
+    /// What the peers say, or some of them if there are many: others in the next wait.
+    fn survey(&mut self, sources: &mut [&mut dyn Source]) -> View {
+        let here = this_cpu();
+        let (mut peers, mut idle, mut crowded) = (0, 0, false);
+        self.meet(sources, |peer| {
+            peers += 1;
+            let PeerView { presence: Presence { state, cpu }, .. } = peer;
+            idle += usize::from(matches!(state, State::Spinning | State::Asleep));
+            crowded |= matches!(state, State::Running | State::Spinning) && cpu.is_some() && cpu == here;
+        });
+        View { crowded, quiet: peers > 0 && idle == peers }
+    }
+
+    /// Meets at most [`PEERS`] sources.
+    fn meet(&mut self, sources: &mut [&mut dyn Source], mut look: impl FnMut(PeerView)) {
+        let seat = self.seat.as_ref().map(Seat::number);
+        let count = sources.len().min(PEERS);
+        for turn in 0..count {
+            let index = (self.turn + turn) % sources.len();
+            sources[index].meet(seat).map(&mut look);
         }
-        // A fresh set: descriptors of sources that are gone may be closed or stand for something else by now.
-        self.epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        self.watched.clear();
-        for source in sources {
-            let fd = source.wake_fd();
-            let mut flags = EventFlags::IN;
-            if source.edge_triggered() {
-                flags |= EventFlags::ET;
-            }
-            match epoll::add(self.epoll.as_fd(), fd, EventData::new_u64(0), flags) {
-                // Two sources may share a descriptor.
-                Ok(()) | Err(rustix::io::Errno::EXIST) => self.watched.push(fd.as_raw_fd()),
-                Err(errno) => return Err(errno.into()),
-            }
+        self.turn = self.turn.wrapping_add(count);
+    }
+
+    /// Says in the domain's arena what this thread is doing.
+    fn say(&mut self, state: State) {
+        if let Some(seat) = &mut self.seat {
+            seat.say(Presence { state, cpu: this_cpu() });
         }
-        Ok(())
     }
 }
 
 #[cfg(test)]
-#[cfg(not(loom))]
 mod tests {
     use super::*;
 
@@ -149,7 +212,7 @@ mod tests {
 
     impl Source for Restless {
         fn wake_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-            self.0.as_fd()
+            std::os::fd::AsFd::as_fd(&self.0)
         }
 
         fn ready(&mut self) -> bool {
@@ -173,15 +236,15 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_time_lasts_until_a_sleep_or_work() {
+    fn a_wait_lasts_until_a_sleep_or_work() {
         let (mut waiter, memory) = counted(WaitStrategy::Sleep);
         let sleeps = || memory.stats().sleeps.get();
         let mut source = Restless(crate::bell::Bell::new().unwrap());
         waiter.idle(&mut [&mut source], None).unwrap();
-        assert!(sleeps() == 0 && waiter.idle_since.is_some());
+        assert!(sleeps() == 0 && waiter.looks == 1);
         waiter.busy();
-        assert!(waiter.idle_since.is_none());
+        assert!(waiter.looks == 0);
         waiter.idle(&mut [], Some(Duration::ZERO)).unwrap();
-        assert!(sleeps() == 1 && waiter.idle_since.is_none());
+        assert!(sleeps() == 1 && waiter.looks == 0);
     }
 }

@@ -14,7 +14,7 @@ use fido_core::lane::{Change, Lane, SendError};
 use fido_core::memory::Memory;
 use fido_core::message::Head;
 use fido_core::payload::Payload;
-use fido_core::wait::Source;
+use fido_core::wait::{PeerView, Source};
 
 /// Bytes of an Ethernet header.
 pub const HEADER_BYTES: usize = 14;
@@ -208,6 +208,10 @@ impl Source for FrameLink {
 
     fn disarm(&mut self) {
         self.lane.disarm();
+    }
+
+    fn meet(&mut self, seat: Option<u32>) -> Option<PeerView> {
+        self.lane.meet(seat)
     }
 }
 

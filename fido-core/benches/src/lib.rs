@@ -8,6 +8,7 @@ pub mod machine;
 pub mod other_side;
 pub mod report;
 pub mod ring;
+pub mod wait;
 
 /// An error of the benchmark itself.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -160,8 +160,7 @@ impl Domain {
     /// # Errors
     /// The kernel's, if there is no descriptor left.
     pub fn waiter(&self) -> io::Result<Waiter> {
-        let waiter = Waiter::among(self.assignment.wait, self.assignment.domains.into())?;
-        Ok(waiter.counting_in(&self.memory))
+        Ok(Waiter::new(self.assignment.wait)?.counting_in(&self.memory))
     }
 
     /// One of the domain's links.

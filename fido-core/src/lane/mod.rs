@@ -32,7 +32,7 @@ use crate::heap::HeapError;
 use crate::memory::{CopyError, Memory};
 use crate::message::{self, Frame, Head, INLINE_SEGMENTS, KIND_RESERVED, LIST_ENTRY_BYTES, NO_SEGMENT};
 use crate::payload::{MAX_SEGMENTS, Payload};
-use crate::wait::Source;
+use crate::wait::{PeerView, Source};
 use crate::window::AddressError;
 use loan::{Estate, Returns};
 pub use loan::{MAX_LOANS, PassFence, UnknownLoan};
@@ -267,6 +267,7 @@ impl Lane {
         }
         let stats = self.setup.memory.stats();
         if session.must_ring() {
+            session.stamp_ring();
             session.ringer.ring();
             stats.bells_rung.add(1);
             stats.syscalls.add(1);
@@ -462,6 +463,10 @@ impl Source for Lane {
             session.returns.set_sleeping(false);
             session.disarm();
         }
+    }
+
+    fn meet(&mut self, seat: Option<u32>) -> Option<PeerView> {
+        self.session.as_mut().filter(|session| session.is_up).map(|session| session.meet(seat))
     }
 }
 

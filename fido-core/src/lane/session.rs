@@ -4,12 +4,16 @@
 //! did that for. Nobody sends before that, so a survivor's leftovers never reach the peer's successor.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::loan::{LoanTable, Returns, UnknownLoan};
 use crate::addr::DomainId;
-use crate::arena::{ArenaError, LanePlace, OwnArena, Peer};
+use crate::arena::{ArenaError, LanePlace, OwnArena, Peer, presence_of};
 use crate::bell::Ringer;
-use crate::ring::{Consumer, Control, Producer, Sleeper, Slot, Waker, WildCredit};
+use crate::clock;
+use crate::presence::{Presence, State};
+use crate::ring::{Consumer, Control, Producer, Sleeper, Slot, Waker, WildCredit, is_asleep};
+use crate::wait::PeerView;
 use crate::window::Window;
 
 pub(super) struct Session {
@@ -29,22 +33,24 @@ pub(super) struct Session {
     pub(super) credited: bool,
     own: Half,
     theirs: Half,
+    /// The thread line that the own advice names, counted from 1.
+    seat: u32,
 }
 
 /// One side's control lines, kept mapped.
 struct Half {
     control: *const Control,
-    _window: Arc<Window>,
+    window: Arc<Window>,
 }
 
-// SAFETY: the pointer is to atomics only, which `_window` keeps mapped.
+// SAFETY: the pointer is to atomics only, which `window` keeps mapped.
 unsafe impl Send for Half {}
 
 impl Half {
     /// The control lines at `offset`, which the layout or `Peer::lane` has found inside the window and aligned.
     fn new(window: &Arc<Window>, offset: u64) -> Option<Self> {
         let control = window.at(offset, size_of::<Control>() as u64)?.as_ptr().cast();
-        Some(Self { control, _window: window.clone() })
+        Some(Self { control, window: window.clone() })
     }
 
     fn slots(window: &Window, place: &LanePlace) -> Option<*const Slot> {
@@ -84,6 +90,8 @@ impl Session {
         let rx = unsafe { Consumer::new(their_slots, their_place.plan.slots) };
         own.control().credit.publish(0);
         own.control().armed.publish(0);
+        own.control().advice.seat.store(0, Ordering::Relaxed);
+        own.control().advice.rung.store(0, Ordering::Relaxed);
         own.control().session.publish(session_word(window.id()));
         ringer.ring();
         Ok(Self {
@@ -100,6 +108,7 @@ impl Session {
             credited: false,
             own,
             theirs,
+            seat: 0,
         })
     }
 
@@ -128,6 +137,28 @@ impl Session {
         let only_credit = !self.sent;
         (self.sent, self.credited) = (false, false);
         self.waker.must_ring(&self.theirs.control().armed, only_credit)
+    }
+
+    /// Stamps the ring of the peer's bell that follows.
+    pub(super) fn stamp_ring(&self) {
+        self.own.control().advice.rung.store(clock::stamp(clock::now()), Ordering::Relaxed);
+    }
+
+    /// Says which thread line tells of this side's thread, and returns what the peer says of its own.
+    pub(super) fn meet(&mut self, seat: Option<u32>) -> PeerView {
+        let seat = seat.map_or(0, |seat| seat + 1);
+        if seat != self.seat {
+            self.seat = seat;
+            self.own.control().advice.seat.store(seat, Ordering::Relaxed);
+        }
+        let theirs = self.theirs.control();
+        let seat = theirs.advice.seat.load(Ordering::Relaxed).checked_sub(1);
+        let said = seat.and_then(|seat| presence_of(&self.theirs.window, seat));
+        let mut presence = said.unwrap_or(Presence { state: State::Unknown, cpu: None });
+        if is_asleep(&theirs.armed) {
+            presence.state = State::Asleep;
+        }
+        PeerView { presence, rung: theirs.advice.rung.load(Ordering::Relaxed) }
     }
 
     /// Whether a message fits, after another look at the peer's credit. (A wild one is noticed by the next send.)

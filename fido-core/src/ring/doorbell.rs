@@ -33,6 +33,11 @@ impl Sleeper {
     }
 }
 
+/// Whether the armed word that a side has published says that it sleeps.
+pub fn is_asleep(peer: &Line) -> bool {
+    peer.0.load(Ordering::Relaxed) & ASLEEP != 0
+}
+
 /// The waker's half of the doorbell protocol.
 #[derive(Debug, Default)]
 pub struct Waker {

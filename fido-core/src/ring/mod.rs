@@ -21,7 +21,7 @@ mod model;
 mod queue;
 
 use crate::sync::{AtomicU32, Ordering};
-pub use doorbell::{Sleeper, Waker};
+pub use doorbell::{Sleeper, Waker, is_asleep};
 pub use queue::{Consumer, Producer, WildCredit};
 
 /// 32-bit words of a message. (The model needs no payload to be right about stamps.)
@@ -51,6 +51,19 @@ pub struct Control {
     pub credit: Line,
     /// Whether this side sleeps.
     pub armed: Line,
+    /// Advice for the other side's waiting.
+    pub advice: Advice,
+}
+
+/// What helps the other side to wait well. Nothing rests on it: a wrong word makes a wait longer or wastes a moment of
+/// a processor.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+pub struct Advice {
+    /// Which of its domain's thread lines tells what this side's thread is doing, counted from 1; 0 for none.
+    pub seat: AtomicU32,
+    /// When this side last rang the other's bell, in ticks of 256 ns of the monotonic clock; 0 for never.
+    pub rung: AtomicU32,
 }
 
 /// A word alone on its cache line.

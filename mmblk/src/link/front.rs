@@ -29,7 +29,7 @@ use fido_core::lane::{Change, Lane, SendError};
 use fido_core::memory::{CopyError, Memory};
 use fido_core::message::Head;
 use fido_core::payload::Payload;
-use fido_core::wait::Source;
+use fido_core::wait::{PeerView, Source};
 use fido_core::waiter::Waiter;
 
 use super::codec::{self, Answer, CodecError, Failure, Request, VERSION};
@@ -353,6 +353,10 @@ impl Source for LinkQueue {
 
     fn disarm(&mut self) {
         self.lane.disarm();
+    }
+
+    fn meet(&mut self, seat: Option<u32>) -> Option<PeerView> {
+        self.lane.meet(seat)
     }
 }
 

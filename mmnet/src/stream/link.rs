@@ -14,7 +14,7 @@ use std::os::fd::BorrowedFd;
 use fido_core::lane::{Change, Lane};
 use fido_core::message::Head;
 use fido_core::payload::{MAX_SEGMENTS, Payload};
-use fido_core::wait::Source;
+use fido_core::wait::{PeerView, Source};
 
 use super::codec::{Command, Name, Report, next_message, send_next};
 use super::slab::Slab;
@@ -258,6 +258,10 @@ impl Source for LinkPort {
 
     fn disarm(&mut self) {
         self.lane.disarm();
+    }
+
+    fn meet(&mut self, seat: Option<u32>) -> Option<PeerView> {
+        self.lane.meet(seat)
     }
 }
 

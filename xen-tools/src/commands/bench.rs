@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use fido_bench::other_side::{self, OtherSide, Program};
-use fido_bench::ring;
+use fido_bench::{ring, wait};
 
 /// How a benchmark starts this program again as its other side.
 const OTHER_SIDE: Program<'_> = Program(&["bench", "other-side"]);
@@ -20,6 +20,9 @@ enum Benchmark {
     /// Rings and lanes between two processes, against the bare exchange of cache lines and against the kernel's means.
     #[command(after_help = super::EXIT_CODES)]
     Ring(ring::Options),
+    /// Ways to wait: spinning, sleeping and adaptive, in the situations in which they differ.
+    #[command(after_help = super::EXIT_CODES)]
+    Wait(wait::Options),
     #[command(hide = true)]
     OtherSide(OtherSide),
 }
@@ -28,6 +31,7 @@ impl Command {
     pub fn run(self) -> ExitCode {
         super::end(match self.benchmark {
             Benchmark::Ring(options) => ring::run(&options, &OTHER_SIDE),
+            Benchmark::Wait(options) => wait::run(&options),
             Benchmark::OtherSide(other_side) => other_side::play(&other_side),
         })
     }
