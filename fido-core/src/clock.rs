@@ -24,7 +24,7 @@ pub(crate) fn age(stamp: u32, now: u64, limit: u64) -> Option<u64> {
     (stamp != 0 && age <= limit).then_some(age)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -101,7 +101,7 @@ pub(crate) fn this_cpu() -> Option<u16> {
     u16::try_from(unsafe { libc::sched_getcpu() }).ok()
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::arena::presence_of;

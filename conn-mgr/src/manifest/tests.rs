@@ -162,7 +162,7 @@ fn wrong_senses() {
     wrong("arena = 1048576", "arena = 1048577", "1048577", &["a multiple of 4096"]);
     wrong("arena = 1048576", "arena = 4096", "4096", &["4096 bytes for domain `fs`", "65536"]);
     wrong("arena = 1048576", "arena = \"2048GiB\"", "\"2048GiB\"", &["1099511627776"]);
-    wrong("slots = 64", "slots = 65536", "\"1MiB\"", &["for domain `net`", "at least 16793600 bytes for 4 lanes"]);
+    wrong("slots = 64", "slots = 65536", "\"1MiB\"", &["for domain `net`", "at least 16797696 bytes for 4 lanes"]);
     wrong("[0]", "[0, 1000000]", "1000000", &["no processor 1000000", "among 0"]);
     wrong("[0]", "[0, 0]", "0]", &["processor 0 twice"]);
     wrong("[0]", "[0, 1023]", "1023", &["no processor 1023", "among 0"]);

@@ -101,17 +101,10 @@ pub struct Length {
 ///
 /// # Errors
 /// If the system has no threads or descriptors left, or a thread failed.
-pub fn play(
-    regime: Regime,
-    wait: WaitStrategy,
-    length: Length,
-    times: &mut Histogram<u64>,
-) -> Result<Turn, Failure> {
+pub fn play(regime: Regime, wait: WaitStrategy, length: Length, times: &mut Histogram<u64>) -> Result<Turn, Failure> {
     match regime {
         Regime::Appliance(depth) => appliance(wait, depth, length, times),
-        Regime::Pair(_) | Regime::Deep(_) | Regime::Bursts(_) | Regime::Stalled(_) => {
-            pair(regime, wait, length, times)
-        }
+        Regime::Pair(_) | Regime::Deep(_) | Regime::Bursts(_) | Regime::Stalled(_) => pair(regime, wait, length, times),
     }
 }
 

@@ -2,8 +2,8 @@
 
 use fido_core::assignment::WaitStrategy;
 
-use super::regimes::{REGIMES, Turn};
 use super::Measured;
+use super::regimes::{REGIMES, Turn};
 use crate::report::{Column, Limit, Raw, Report, Row, Table, Target, median};
 
 /// How much worse than the better of spinning and sleeping adaptive waiting may be.
