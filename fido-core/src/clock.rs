@@ -24,7 +24,8 @@ pub(crate) fn age(stamp: u32, now: u64, limit: u64) -> Option<u64> {
     (stamp != 0 && age <= limit).then_some(age)
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
 

@@ -101,7 +101,8 @@ pub(crate) fn this_cpu() -> Option<u16> {
     u16::try_from(unsafe { libc::sched_getcpu() }).ok()
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
     use crate::arena::presence_of;

@@ -297,5 +297,6 @@ fn mean(before: Option<u64>, value: u64) -> u64 {
     before.map_or(value, |mean| mean - mean / 16 + value / 16)
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;
