@@ -3,8 +3,6 @@
 
 #![expect(clippy::expect_used, reason = "a fuzz target says by a panic that a promise is broken")]
 
-use std::sync::atomic::{AtomicU32, Ordering};
-
 use crate::addr::{DomainId, GlobalAddr, Segment};
 use crate::arena::{LanePlace, OwnArena};
 use crate::assignment::Transport;
@@ -15,7 +13,7 @@ use crate::message::{
 use crate::payload::{MAX_SEGMENTS, Payload};
 use crate::platform::host::protocol::{self, FromDomain, FromManager};
 use crate::ring::Words;
-use crate::testing::{TestLink, private_memory};
+use crate::testing::{TestLink, private_memory, store};
 
 /// The arenas of [`lane`]: small, so that many can be made in a second.
 const ARENA_BYTES: u64 = 256 << 10;
@@ -152,13 +150,6 @@ impl<'a> Rogue<'a> {
         Self { arena, place: arena.lanes()[0], ids: [id, link.a().id(), stale], published: 0 }
     }
 
-    fn store(&self, offset: u64, value: u32) {
-        let offset = (offset & !3).min(self.arena.len() - 4);
-        // SAFETY: an aligned word of the rogue's own arena, which outlives `self`; all accesses to it are atomic.
-        let word = unsafe { AtomicU32::from_ptr(self.arena.base().add(offset as usize).cast().as_ptr()) };
-        word.store(value, Ordering::Release);
-    }
-
     /// A slot with a proper stamp and any message. Some bits make what is in it more plausible.
     fn publish(&mut self, input: &mut Input<'_>) {
         let mut frame = Frame::decode(&input.words());
@@ -179,9 +170,9 @@ impl<'a> Rogue<'a> {
         }
         let slot = self.place.ring + u64::from(self.published % SLOTS) * 64;
         for (offset, word) in (slot..).step_by(4).zip(frame.encode()) {
-            self.store(offset, word);
+            store(self.arena, offset, word);
         }
-        self.store(slot + 60, self.published / SLOTS + 1);
+        store(self.arena, slot + 60, self.published / SLOTS + 1);
         self.published = self.published.wrapping_add(1);
     }
 
@@ -195,7 +186,7 @@ impl<'a> Rogue<'a> {
     fn scribble(&self, input: &mut Input<'_>) {
         let end = self.place.ring + u64::from(SLOTS) * 64;
         let offset = u64::from(input.word()) % (end - self.place.control);
-        self.store(self.place.control + offset, input.word());
+        store(self.arena, self.place.control + offset, input.word());
     }
 
     /// An entry where lists are.
@@ -204,7 +195,7 @@ impl<'a> Rogue<'a> {
         let shape = input.byte();
         let segment = self.plausible(input.segment(), shape);
         for (at, bytes) in message::encode_entry(segment).as_chunks::<4>().0.iter().enumerate() {
-            self.store(self.arena.heap_start() + entry + 4 * at as u64, u32::from_le_bytes(*bytes));
+            store(self.arena, self.arena.heap_start() + entry + 4 * at as u64, u32::from_le_bytes(*bytes));
         }
     }
 }

@@ -6,8 +6,9 @@
 
 mod mesh;
 
+use std::any::Any;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::addr::{DomainId, Generation, Slot};
@@ -65,6 +66,31 @@ pub fn copy_of(window: &Window, edit: impl FnOnce(&mut [u8])) -> Arc<Window> {
     edit(bytes);
     // SAFETY: the mapping keeps it readable, aligned to a page.
     Arc::new(unsafe { Window::new(window.id(), raw.base, raw.len, raw.mapping) })
+}
+
+/// Stores a word in an arena, whatever lies there: what a domain that has gone wild can do to its own. `offset` is cut
+/// to an aligned word within the arena.
+pub fn store(arena: &OwnArena, offset: u64, value: u32) {
+    let offset = (offset & !3).min(arena.len() - 4);
+    // SAFETY: an aligned word of the arena, which lives as long as the reference to it. Peers load it atomically or copy
+    // it raw; that the owner's own references see it change is what going wild means, and the caller's affair.
+    let word = unsafe { AtomicU32::from_ptr(arena.base().add(offset as usize).cast().as_ptr()) };
+    word.store(value, Ordering::Release);
+}
+
+/// The word of an arena at `offset`, cut as in [`store`].
+pub fn load(arena: &OwnArena, offset: u64) -> u32 {
+    let offset = (offset & !3).min(arena.len() - 4);
+    // SAFETY: as in `store`.
+    let word = unsafe { AtomicU32::from_ptr(arena.base().add(offset as usize).cast().as_ptr()) };
+    word.load(Ordering::Acquire)
+}
+
+/// The same window, but `unmapped` is dropped with it: so that a test learns when nobody has it any more.
+pub fn watched(window: Window, unmapped: Box<dyn Any + Send + Sync>) -> Window {
+    let (id, base, len) = (window.id(), window.base(), window.len());
+    // SAFETY: the inner window keeps the same range mapped, and is dropped with the new one.
+    unsafe { Window::new(id, base, len, Box::new((window, unmapped))) }
 }
 
 /// One domain of a test: its memory, its arena's file and the mailboxes of its lanes.

@@ -252,11 +252,8 @@ impl WindowView {
         self.look_up(segment, |_, _| ())
     }
 
-    fn look_up<T>(
-        &self,
-        segment: Segment,
-        found: impl FnOnce(&Arc<Window>, NonNull<u8>) -> T,
-    ) -> Result<T, AddressError> {
+    /// Takes changes of the table in: windows that have been removed are let go of.
+    pub fn refresh(&self) {
         // SYNC: pairs with the release in `insert` and `remove`; a view that misses a change by a moment behaves as
         // if the look-up had come before it, which the `Arc`s it holds make harmless.
         let epoch = self.table.epoch.load(Ordering::Acquire);
@@ -264,6 +261,15 @@ impl WindowView {
         if cache.0 != epoch {
             *cache = (epoch, self.table.windows.read().unwrap_or_else(PoisonError::into_inner).clone());
         }
+    }
+
+    fn look_up<T>(
+        &self,
+        segment: Segment,
+        found: impl FnOnce(&Arc<Window>, NonNull<u8>) -> T,
+    ) -> Result<T, AddressError> {
+        self.refresh();
+        let cache = self.cache.borrow();
         let id = segment.addr.domain();
         let Some(window) = cache.1.iter().find(|w| w.id() == id) else {
             let other = cache.1.iter().find(|w| w.id().slot == id.slot);

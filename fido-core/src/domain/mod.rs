@@ -112,6 +112,18 @@ impl Domain {
     /// # Errors
     /// [`DomainError`] with what to do about it.
     pub fn on(mut platform: Box<dyn Platform>) -> Result<Self, DomainError> {
+        let (domain, control) = Self::stepped(platform.as_mut())?;
+        let follow = move || control.follow(platform.as_mut());
+        std::thread::Builder::new().name("fido-control".into()).spawn(follow)?;
+        Ok(domain)
+    }
+
+    /// Joins the appliance without a thread of its own: whoever holds the [`Control`] feeds it the platform's events.
+    /// For simulators, in which every step is chosen.
+    ///
+    /// # Errors
+    /// [`DomainError`] with what to do about it.
+    pub fn stepped(platform: &mut dyn Platform) -> Result<(Self, Control), DomainError> {
         let assignment = platform.assignment().clone();
         let id = assignment.id.check().ok_or_else(|| {
             PlatformError::Unexpected(format!("an assignment with {:?}, which is no incarnation", assignment.id))
@@ -128,9 +140,8 @@ impl Domain {
         let (ports, bells) = ports(&assignment.links, &memory, &fences)?;
         platform.offer(&bells)?;
         let shared = Arc::new(Shared { ports: Mutex::new(ports), board: Board::default(), windows });
-        let control = shared.clone();
-        std::thread::Builder::new().name("fido-control".into()).spawn(move || control.follow(platform.as_mut()))?;
-        Ok(Self { assignment, memory, shared, reporter, predecessor })
+        let control = Control { shared: shared.clone(), links: assignment.links.clone(), reporter: reporter.clone() };
+        Ok((Self { assignment, memory, shared, reporter, predecessor }, control))
     }
 
     /// What the manager has told this domain about itself.
@@ -289,41 +300,53 @@ fn ports(links: &[LinkAssignment], memory: &Memory, fences: &Arc<FenceDesk>) -> 
     Ok((ports, all_bells))
 }
 
-impl Shared {
+/// The domain's ear to the manager: it maps windows, tells the lanes what becomes of their peers, and drops windows
+/// whose fence is passed. A control thread's, or a simulator's.
+pub struct Control {
+    shared: Arc<Shared>,
+    links: Vec<LinkAssignment>,
+    reporter: Arc<dyn Reporter>,
+}
+
+impl Control {
     /// The control thread: follows the platform until the end of the appliance.
     fn follow(&self, platform: &mut dyn Platform) {
-        let reporter = platform.reporter();
         loop {
             match platform.next_event() {
-                Ok(Event::Window(window)) => {
-                    let owner = window.id();
-                    self.windows.insert(Arc::new(window));
-                    if let Err(error) = reporter.mapped(owner) {
-                        tracing::warn!(%owner, %error, "the manager was not told that a window is in place");
-                    }
-                }
-                Ok(Event::Link { link, peer, ringers }) => self.link_up(link, peer, ringers),
-                Ok(Event::Died(id)) => {
-                    tracing::info!(peer = %id, "a peer is dead");
-                    self.tell_lanes(|| News::Died(id), id, platform.assignment());
-                    self.board.post(Notice::Died(id));
-                }
-                Ok(Event::Fenced(id)) => {
-                    self.windows.remove(id);
-                    self.tell_lanes(|| News::Fenced(id), id, platform.assignment());
-                }
-                Ok(Event::Shutdown) => self.board.post(Notice::Shutdown),
-                Err(PlatformError::ManagerGone) => {
-                    self.board.post(Notice::Shutdown);
-                    return;
-                }
+                Ok(event) => self.take_in(event),
+                Err(PlatformError::ManagerGone) => return self.take_in(Event::Shutdown),
                 Err(error) => tracing::error!(%error, "news from the manager are passed over"),
             }
         }
     }
 
+    /// Takes one event in. Never blocks.
+    pub fn take_in(&self, event: Event) {
+        match event {
+            Event::Window(window) => {
+                let owner = window.id();
+                self.shared.windows.insert(Arc::new(window));
+                if let Err(error) = self.reporter.mapped(owner) {
+                    tracing::warn!(%owner, %error, "the manager was not told that a window is in place");
+                }
+            }
+            Event::Link { link, peer, ringers } => self.link_up(link, peer, ringers),
+            Event::Died(id) => {
+                tracing::info!(peer = %id, "a peer is dead");
+                self.tell_lanes(|| News::Died(id), |link| link.peer_slot == id.slot.number());
+                self.shared.board.post(Notice::Died(id));
+            }
+            Event::Fenced(id) => {
+                self.shared.windows.remove(id);
+                // All of them: each has looked up addresses in the window, and keeps it mapped until it hears of this.
+                self.tell_lanes(|| News::Fenced(id), |_| true);
+            }
+            Event::Shutdown => self.shared.board.post(Notice::Shutdown),
+        }
+    }
+
     fn link_up(&self, link: u32, peer: DomainId, ringers: Vec<Box<dyn crate::bell::Ringer>>) {
-        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let ports = self.shared.ports.lock().unwrap_or_else(PoisonError::into_inner);
         for (lane, ringer) in (0u16..).zip(ringers) {
             if let Some(port) = ports.iter().find(|port| port.link == link && port.lane == lane) {
                 port.mailbox.put(News::Up(peer, ringer));
@@ -331,10 +354,10 @@ impl Shared {
         }
     }
 
-    /// Tells every lane that leads to that domain.
-    fn tell_lanes(&self, news: impl Fn() -> News, id: DomainId, assignment: &Assignment) {
-        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        for link in assignment.links.iter().filter(|link| link.peer_slot == id.slot.number()) {
+    /// Tells every lane of the links concerned.
+    fn tell_lanes(&self, news: impl Fn() -> News, concerned: impl Fn(&LinkAssignment) -> bool) {
+        let ports = self.shared.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        for link in self.links.iter().filter(|link| concerned(link)) {
             for port in ports.iter().filter(|port| port.link == link.link) {
                 match &port.setup {
                     // Nobody has taken the lane: it holds nothing of anybody, and passes every fence here and now.
@@ -343,5 +366,11 @@ impl Shared {
                 }
             }
         }
+    }
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Control({} links)", self.links.len())
     }
 }

@@ -402,3 +402,17 @@ fn what_can_never_be_copied_is_an_error_at_once() {
     (0..17).for_each(|_| payload.append(part.clone()));
     assert!(matches!(a.send(head(1), payload), Err(SendError::Heap(_))), "more than the whole heap has");
 }
+
+#[test]
+fn a_lane_unmaps_a_fenced_peer_without_further_traffic() {
+    let (link, mut a, mut b) = TestLink::new(8, Transport::Pointer);
+    b.send(head(1), bytes(b.memory(), b"x")).unwrap();
+    drop(received(&mut a));
+    let window = std::sync::Arc::downgrade(&a.memory().windows().get(link.b().id()).unwrap());
+    link.kill_b();
+    while a.change().is_some() {}
+    link.fence_b();
+    assert!(window.upgrade().is_some(), "the lane looked an address up in it");
+    assert_eq!(a.change(), None);
+    assert!(window.upgrade().is_none());
+}
