@@ -1,27 +1,26 @@
 //! The manager: runs an appliance from its manifest.
 //!
-//! One thread does everything (`event_loop`): it starts the domains, listens on the socket, brokers memory and
-//! doorbells, notices deaths by pidfd, keeps the deadlines. What it decides is in [`state`] (who is told what, and
-//! when), [`fences`] and [`restarts`], all without I/O. [`Manager`] is the handle.
+//! One thread does everything (`event_loop`): it has domains started, memory and doorbells brokered, and keeps the
+//! deadlines. What it decides is in [`state`] (who is told what, and when), [`fences`] and [`restarts`], all without
+//! I/O; how that is done on a platform is behind the trait `Carrier` (`host`: processes and a socket). [`Manager`] is
+//! the handle.
 //!
 //! It guarantees that no process of a domain survives it: not an orderly end, not a panic of its thread, not a
 //! `SIGKILL` of the whole process (the kernel kills the domains then). It does not watch *what* domains do: one that
 //! hangs without dying is only noticed where it owes an answer, at its start, at a fence and at the shutdown.
 
-mod channel;
+mod carrier;
 mod dialogue;
 mod error;
 mod event_loop;
 pub mod fences;
+mod host;
 mod lifecycle;
 mod output;
-mod process;
 pub mod restarts;
-mod runtime_dir;
 mod shutdown;
 pub mod state;
 mod status;
-mod strangers;
 pub mod topology;
 
 #[cfg(test)]
@@ -44,6 +43,7 @@ pub use status::{DomainState, DomainStatus, Status};
 use crate::manifest::Manifest;
 use crate::placement::{Place, Plan};
 use event_loop::{Command, EventLoop};
+use host::HostCarrier;
 use status::{Board, Entry, Outcome, Shared};
 
 /// How the manager goes about it.
@@ -97,8 +97,9 @@ impl Manager {
         let wake = Arc::new(wake);
         let (commands, receiver) = mpsc::channel();
         let drop_timeout = options.drop_timeout;
-        let event_loop = EventLoop::new(manifest, options, shared.clone(), wake.clone(), receiver)
-            .map_err(system("make the manager's socket"))?;
+        let manifest = Arc::new(manifest);
+        let carrier = HostCarrier::new(manifest.clone(), &options).map_err(system("make the manager's socket"))?;
+        let event_loop = EventLoop::new(manifest, options, Box::new(carrier), shared.clone(), wake.clone(), receiver);
         let board = shared.clone();
         let thread = std::thread::Builder::new()
             .name("fido-manager".into())

@@ -1,19 +1,13 @@
 //! The orderly end: one domain after the other, against the order of the starts, each with its share of the time.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use fido_core::platform::host::protocol::FromManager;
-use rustix::process::Signal;
+use std::time::Instant;
 
 use super::DomainState;
+use super::carrier::Word;
 use super::event_loop::EventLoop;
 use super::state::Event;
 use super::status::Outcome;
 use super::topology::Index;
-
-/// How long the last lines of output may take.
-const OUTPUT_GRACE: Duration = Duration::from_secs(1);
 
 /// A shutdown under way.
 pub(super) struct Stopping {
@@ -90,11 +84,8 @@ impl EventLoop {
             return;
         }
         incarnation.start_deadline = None;
-        if incarnation.channel.is_none() {
-            // Not connected: there is no other way to tell it.
-            incarnation.process.signal(Signal::TERM);
-        }
-        self.send(index, FromManager::Shutdown, Arc::new([]));
+        let id = incarnation.id;
+        self.carrier.tell(id, Word::Shutdown);
         self.show_state(index, DomainState::Ending);
     }
 
@@ -116,20 +107,18 @@ impl EventLoop {
             self.condemn(index, "it did not end when it was told to");
             self.stopping.iter_mut().for_each(|stopping| stopping.forced.push(name.clone()));
         } else if terminate {
-            tracing::warn!(domain = name, "did not finish when told to; sending SIGTERM");
-            incarnation.process.signal(Signal::TERM);
+            let id = incarnation.id;
+            tracing::warn!(domain = name, "did not finish when told to");
+            self.carrier.urge(id);
         }
     }
 
-    /// Everything is down: waits for the last output and reports.
+    /// Everything is down: waits for what is still under way and reports.
     pub(super) fn finish(mut self) {
-        let deadline = Instant::now() + OUTPUT_GRACE;
-        while self.pumps.iter().any(|pump| !pump.is_finished()) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        self.carrier.finish();
         let forced = self.stopping.take().map(|stopping| stopping.forced).unwrap_or_default();
         let shared = self.shared.clone();
-        // The directory goes before the outcome is announced: then nothing is left behind.
+        // The carrier goes before the outcome is announced: then nothing is left behind.
         drop(self);
         shared.change(|board| {
             for entry in &mut board.entries {

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use fido_core::addr::DomainId;
 use fido_core::platform::host::protocol::{FromDomain, FromManager, PROTOCOL_VERSION, Predecessor};
 
+use super::super::carrier::What;
+use super::super::event_loop::index_of;
+use super::super::topology::Index;
+use super::HostCarrier;
 use super::channel::{Channel, Descriptors};
-use super::event_loop::EventLoop;
-use super::topology::Index;
 
 /// Connections that are to be refused and have not said anything yet; further ones are closed at once.
 const MAX_UNWANTED: usize = 64;
@@ -38,7 +40,7 @@ impl Stranger {
     }
 }
 
-impl EventLoop {
+impl HostCarrier {
     /// A new connection: it must come from the process of a domain that has none yet.
     pub(super) fn judge_connection(&mut self, socket: OwnedFd) {
         let claim = self.claim(&socket);
@@ -56,15 +58,14 @@ impl EventLoop {
             .map_err(|error| format!("the kernel does not say who this is: {error}"))?;
         let pid = from.pid.as_raw_pid();
         let own = from.uid == rustix::process::getuid() || from.uid == rustix::process::geteuid();
-        let incarnation = self.runs.iter().filter_map(|run| run.incarnation.as_ref());
-        let incarnation = incarnation.filter(|_| own).find(|i| i64::from(i.process.pid()) == i64::from(pid));
-        let Some(incarnation) = incarnation else {
+        let mut living = self.living().filter(|_| own);
+        let Some((_, incarnation)) = living.find(|(_, i)| i64::from(i.process.pid()) == i64::from(pid)) else {
             return Err(format!("process {pid} is not a domain that this manager started"));
         };
         if incarnation.channel.is_some() || self.strangers.iter().any(|stranger| stranger.is_of(incarnation.id)) {
             return Err("this domain has a connection already".into());
         }
-        if incarnation.condemned.is_some() || incarnation.close_deadline.is_some() {
+        if incarnation.is_ending {
             return Err("this domain is about to end".into());
         }
         Ok(incarnation.id)
@@ -80,7 +81,8 @@ impl EventLoop {
             Ok(Some((message, _))) => Ok(message),
             Err(error) => Err(error.to_string()),
         };
-        let index = stranger.claim.as_ref().ok().and_then(|id| self.state.index(*id));
+        let of = stranger.claim.as_ref().ok().copied().filter(|id| self.of(*id).is_some());
+        let index = of.and_then(index_of);
         let problem = match (stranger.claim, index, message) {
             (Ok(id), Some(index), Ok(FromDomain::Hello { version, domain })) => {
                 let name = self.name(index);
@@ -95,9 +97,8 @@ impl EventLoop {
             (Ok(_), _, Ok(_)) => "the first message must be `hello`".to_owned(),
             (Ok(_), _, Err(problem)) | (Err(problem), ..) => problem,
         };
-        if let Some(index) = index {
-            let problem = format!("refused: {problem}");
-            self.show(index, |entry| entry.status.problem = Some(problem));
+        if let Some(id) = of {
+            self.report(id, What::Trouble(format!("refused: {problem}")));
         }
         refuse(stranger.channel, index.map(|index| self.name(index)), problem);
     }
@@ -111,14 +112,14 @@ impl EventLoop {
     }
 
     fn welcome(&mut self, index: Index, id: DomainId, channel: Channel) {
-        let Some(incarnation) = self.incarnation(index) else { return };
-        incarnation.channel = Some(channel);
         let Some(assignment) = self.manifest.assignment(index, id) else { return };
         let bytes = assignment.arena_bytes;
-        let heritage = self.runs.get(index).and_then(|run| run.heritage.as_ref());
-        let predecessor = heritage.map(|left| Predecessor { id: left.id.into(), bytes });
-        let arena = heritage.map_or_else(|| Arc::new([]) as Descriptors, |left| left.arena.clone());
-        self.send(index, FromManager::Welcome { assignment: Box::new(assignment), predecessor }, arena);
+        let Some(incarnation) = self.at(index) else { return };
+        incarnation.channel = Some(channel);
+        let heritage = incarnation.heritage.take();
+        let predecessor = heritage.as_ref().map(|left| Predecessor { id: left.id.into(), bytes });
+        let arena = heritage.map_or_else(|| Arc::new([]) as Descriptors, |left| left.arena);
+        self.send(id, FromManager::Welcome { assignment: Box::new(assignment), predecessor }, arena);
     }
 }
 

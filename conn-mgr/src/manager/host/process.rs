@@ -14,7 +14,7 @@ use fido_core::addr::DomainId;
 use fido_core::platform::host::protocol::{DOMAIN_VARIABLE, SOCKET_VARIABLE};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-use super::output::{self, Output};
+use super::super::output::{self, Output};
 use crate::manifest::{Cpus, Domain};
 
 /// A child process that has not been reaped. Killed and reaped when dropped.
