@@ -8,6 +8,9 @@
 //! Everything here is arithmetic on plain numbers. A value of these types says nothing about whether the memory
 //! exists: that is decided where it is translated, see [`crate::window`].
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 
 /// Bits of a global address that hold the offset.
@@ -211,65 +214,5 @@ impl fmt::Display for Segment {
 impl fmt::Debug for Segment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn id(slot: u16, generation: u16) -> DomainId {
-        DomainId { slot: Slot::new(slot).unwrap(), generation: Generation::new(generation).unwrap() }
-    }
-
-    #[test]
-    fn limits_are_exact() {
-        assert!(Slot::new(4095).is_some());
-        assert!(Slot::new(4096).is_none());
-        assert!(Generation::new(4095).is_some());
-        assert!(Generation::new(4096).is_none());
-        assert!(GlobalAddr::new(id(1, 1), MAX_ARENA_BYTES - 1).is_some());
-        assert!(GlobalAddr::new(id(1, 1), MAX_ARENA_BYTES).is_none());
-    }
-
-    #[test]
-    fn generation_wraps_past_none() {
-        assert_eq!(Generation::new(4095).unwrap().next(), Generation::FIRST);
-    }
-
-    #[test]
-    fn an_address_never_moves_into_the_next_generation() {
-        let last = GlobalAddr::new(id(4095, 4095), MAX_ARENA_BYTES - 1).unwrap();
-        assert_eq!(last.checked_add(1), None);
-        assert_eq!(last.checked_add(u64::MAX), None);
-    }
-
-    proptest! {
-        #[test]
-        fn fields_survive(slot in 0u16..4096, generation in 0u16..4096, offset in 0u64..MAX_ARENA_BYTES) {
-            let addr = GlobalAddr::new(id(slot, generation), offset).unwrap();
-            prop_assert_eq!(addr.domain(), id(slot, generation));
-            prop_assert_eq!(addr.offset(), offset);
-            prop_assert_eq!(GlobalAddr::from_bits(addr.bits()), addr);
-        }
-
-        #[test]
-        fn a_slice_stays_inside(bits: u64, len: u32, start: u32, part: u32) {
-            let whole = Segment::new(GlobalAddr::from_bits(bits), len);
-            if let Some(slice) = whole.slice(start, part) {
-                prop_assert!(slice.addr.offset() >= whole.addr.offset());
-                prop_assert!(slice.addr.offset() + u64::from(slice.len) <= whole.addr.offset() + u64::from(len));
-                prop_assert_eq!(slice.addr.domain(), whole.addr.domain());
-            }
-        }
-
-        #[test]
-        fn halves_join_again(offset in 0u64..(1 << 39), len in 1u32..1 << 20, cut: u32) {
-            let whole = Segment::new(GlobalAddr::new(id(3, 2), offset).unwrap(), len);
-            let cut = cut % len;
-            let (a, b) = (whole.slice(0, cut).unwrap(), whole.slice(cut, len - cut).unwrap());
-            prop_assert_eq!(a.joined(b), Some(whole));
-        }
     }
 }

@@ -1,5 +1,9 @@
 //! What a component sees of memory: its own heap, and every window by global address.
 
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;
+
 use std::sync::Arc;
 
 use crate::addr::{DomainId, Segment};

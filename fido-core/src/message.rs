@@ -9,6 +9,9 @@
 //! ```
 //! Kinds from [`KIND_RESERVED`] on belong to the lane: [`KIND_RETURNS`] carries up to 26 tags of loans that end.
 
+#[cfg(test)]
+mod tests;
+
 use crate::addr::{GlobalAddr, Segment};
 use crate::ring::Words;
 
@@ -115,34 +118,4 @@ pub fn decode_entry(bytes: [u8; LIST_ENTRY_BYTES]) -> Segment {
     let [a0, a1, a2, a3, a4, a5, a6, a7, l0, l1, l2, l3, ..] = bytes;
     let addr = GlobalAddr::from_bits(u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]));
     Segment::new(addr, u32::from_le_bytes([l0, l1, l2, l3]))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn any_words_are_a_message_that_encodes_to_them(words: [u32; 15]) {
-            prop_assert_eq!(Frame::decode(&words).encode(), words);
-        }
-
-        #[test]
-        fn returns_survive(tags in prop::collection::vec(1u16.., 0..=MAX_RETURNS)) {
-            let words = encode_returns(&tags);
-            prop_assert_eq!(decode_returns(&words).collect::<Vec<_>>(), tags);
-        }
-
-        #[test]
-        fn any_words_are_some_returns(words: [u32; 15]) {
-            prop_assert!(decode_returns(&words).count() <= MAX_RETURNS);
-        }
-
-        #[test]
-        fn entries_survive(bits: u64, len: u32) {
-            let segment = Segment::new(GlobalAddr::from_bits(bits), len);
-            prop_assert_eq!(decode_entry(encode_entry(segment)), segment);
-        }
-    }
 }

@@ -5,6 +5,9 @@
 //! peer's loan that is returned, when the last clone of the hold is dropped. Slicing and appending move addresses,
 //! never bytes. So a part cannot be forgotten, nor returned while a request still refers to it.
 
+#[cfg(test)]
+mod tests;
+
 use std::any::Any;
 use std::sync::Arc;
 
@@ -136,72 +139,5 @@ fn same_hold(a: Option<&Hold>, b: Option<&Hold>) -> bool {
         (Some(a), Some(b)) => Arc::ptr_eq(a, b),
         (None, None) => true,
         _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::addr::GlobalAddr;
-    use proptest::prelude::*;
-
-    fn segment(offset: u64, len: u32) -> Segment {
-        Segment::new(GlobalAddr::from_bits((1 << 40) | offset), len)
-    }
-
-    #[test]
-    fn a_hold_lives_as_long_as_its_last_slice() {
-        let hold: Hold = Arc::new(());
-        let mut payload = Payload::held(segment(0, 100), hold.clone());
-        let head = payload.split_to(40);
-        drop(payload);
-        assert_eq!(Arc::strong_count(&hold), 2);
-        drop(head);
-        assert_eq!(Arc::strong_count(&hold), 1);
-    }
-
-    #[test]
-    fn neighbours_join_only_under_one_hold() {
-        let (a, b): (Hold, Hold) = (Arc::new(1), Arc::new(2));
-        let mut payload = Payload::held(segment(0, 10), a.clone());
-        payload.push(segment(10, 10), Some(a));
-        assert_eq!(payload.parts().len(), 1);
-        payload.push(segment(20, 10), Some(b));
-        assert_eq!(payload.parts().len(), 2);
-    }
-
-    /// The payload spelled out byte by byte.
-    fn bytes(payload: &Payload) -> Vec<u64> {
-        payload.segments().flat_map(|s| (0..u64::from(s.len)).map(move |i| s.addr.bits() + i)).collect()
-    }
-
-    proptest! {
-        #[test]
-        fn splitting_keeps_every_byte_in_order(lens in prop::collection::vec(0u32..50, 0..8), at in 0u64..300) {
-            let mut payload = Payload::new();
-            for (i, len) in lens.iter().enumerate() {
-                payload.push(segment(i as u64 * 1000, *len), None);
-            }
-            let all = bytes(&payload);
-            let head = payload.split_to(at);
-            prop_assert_eq!(head.len(), at.min(all.len() as u64));
-            prop_assert_eq!(head.len() + payload.len(), all.len() as u64);
-            let mut parts = bytes(&head);
-            parts.extend(bytes(&payload));
-            prop_assert_eq!(parts, all);
-        }
-
-        #[test]
-        fn a_slice_is_that_range(lens in prop::collection::vec(1u32..50, 1..8), start in 0u64..200, len in 0u64..200) {
-            let mut payload = Payload::new();
-            for (i, l) in lens.iter().enumerate() {
-                payload.push(segment(i as u64 * 1000, *l), None);
-            }
-            let all = bytes(&payload);
-            match payload.slice(start, len) {
-                Some(part) => prop_assert_eq!(bytes(&part), &all[start as usize..(start + len) as usize]),
-                None => prop_assert!(start + len > all.len() as u64),
-            }
-        }
     }
 }

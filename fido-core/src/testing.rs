@@ -1,22 +1,30 @@
 //! Helpers for tests and for programs of one domain: arenas, memory and lanes without a manager.
 //!
 //! They panic where the system refuses what a test cannot do without.
+//!
+//! Arenas that nobody else maps are plain memory of the process, so that Miri and the address sanitizer see every access
+//! to them. Those of a link are sealed memfds as in an appliance; with `--cfg plain_memory`, and under Miri, they are
+//! plain memory too, and both sides use the same mapping.
 
 #![expect(clippy::expect_used, reason = "a test cannot go on without what it asks for")]
 
 mod mesh;
 
+use std::alloc::Layout;
 use std::any::Any;
+#[cfg(not(any(miri, plain_memory)))]
 use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::addr::{DomainId, Generation, Slot};
-use crate::arena::{LanePlan, OwnArena};
+use crate::arena::{LanePlan, OwnArena, RawArena};
 use crate::assignment::Transport;
 use crate::bell::Bell;
 use crate::lane::{Lane, LaneSetup, Mailbox, News, PassFence};
 use crate::memory::Memory;
+#[cfg(not(any(miri, plain_memory)))]
 use crate::platform::host::memory;
 use crate::window::{Window, WindowTable};
 pub use mesh::{Node, mesh};
@@ -30,10 +38,37 @@ fn next_slot() -> Slot {
     Slot::new(Slot::COUNT as u16 - 1 - taken).expect("within the limit")
 }
 
-fn arena(id: DomainId, len: u64, lanes: &[LanePlan]) -> (OwnedFd, OwnArena) {
-    let (file, raw) = memory::create("test", id, len).expect("memory for an arena");
-    // SAFETY: fresh memory from the platform, which nobody can write but through this arena.
-    (file, unsafe { OwnArena::format(raw, id, lanes) }.expect("a layout within the limits"))
+/// Zeroed memory of this process.
+struct Plain {
+    base: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: a range of memory that this value owns; it gives out no references.
+unsafe impl Send for Plain {}
+// SAFETY: as above.
+unsafe impl Sync for Plain {}
+
+impl Drop for Plain {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout in `plain_memory`, and nothing refers to it any more: windows and arenas own
+        // their mapping.
+        unsafe { std::alloc::dealloc(self.base.as_ptr(), self.layout) };
+    }
+}
+
+/// Memory for an arena that the kernel has no part in: nobody else can map it.
+pub(crate) fn plain_memory(len: u64) -> RawArena {
+    let layout = usize::try_from(len).ok().and_then(|len| Layout::from_size_align(len.max(1), 4096).ok());
+    let layout = layout.expect("a length that fits into memory");
+    // SAFETY: the layout's size is not zero.
+    let base = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).expect("memory for an arena");
+    RawArena { base, len, mapping: Box::new(Plain { base, layout }) }
+}
+
+fn plain_arena(id: DomainId, len: u64, lanes: &[LanePlan]) -> OwnArena {
+    // SAFETY: fresh, zeroed memory that nobody else knows.
+    unsafe { OwnArena::format(plain_memory(len), id, lanes) }.expect("a layout within the limits")
 }
 
 /// An arena of `len` bytes that no manager knows, in a slot of its own (counted down from the last one).
@@ -41,7 +76,7 @@ fn arena(id: DomainId, len: u64, lanes: &[LanePlan]) -> (OwnedFd, OwnArena) {
 /// # Panics
 /// If the system has no memory for it or the layout is beyond the limits.
 pub fn private_arena(len: u64, lanes: &[LanePlan]) -> OwnArena {
-    arena(DomainId { slot: next_slot(), generation: Generation::FIRST }, len, lanes).1
+    plain_arena(DomainId { slot: next_slot(), generation: Generation::FIRST }, len, lanes)
 }
 
 /// Memory over a private arena of `len` bytes: a heap, and no windows but the own.
@@ -58,8 +93,8 @@ pub fn private_memory(len: u64) -> Memory {
 /// If the system has no memory for it.
 pub fn copy_of(window: &Window, edit: impl FnOnce(&mut [u8])) -> Arc<Window> {
     let len = window.len() as usize;
-    let (_, raw) = memory::create("copy", window.id(), window.len()).expect("memory for a copy");
-    // SAFETY: fresh memory of that length that nobody else knows; a mapping starts as zeros, so it is initialised.
+    let raw = plain_memory(window.len());
+    // SAFETY: fresh memory of that length that nobody else knows; it starts as zeros, so it is initialised.
     let bytes = unsafe { std::slice::from_raw_parts_mut(raw.base.as_ptr(), len) };
     // SAFETY: both are mapped for `len` bytes and different; tests copy only what nobody writes meanwhile.
     unsafe { std::ptr::copy_nonoverlapping(window.base().as_ptr(), bytes.as_mut_ptr(), len) };
@@ -98,13 +133,17 @@ pub fn watched(window: Window, unmapped: Box<dyn Any + Send + Sync>) -> Window {
 pub struct TestDomain {
     /// Its memory.
     pub memory: Memory,
+    #[cfg(not(any(miri, plain_memory)))]
     file: OwnedFd,
     id: DomainId,
 }
 
 impl TestDomain {
+    #[cfg(not(any(miri, plain_memory)))]
     fn new(id: DomainId, len: u64, lanes: &[LanePlan]) -> Self {
-        let (file, arena) = arena(id, len, lanes);
+        let (file, raw) = memory::create("test", id, len).expect("memory for an arena");
+        // SAFETY: fresh memory from the platform, which nobody can write but through this arena.
+        let arena = unsafe { OwnArena::format(raw, id, lanes) }.expect("a layout within the limits");
         Self { memory: Memory::new(arena, Arc::new(WindowTable::default())), file, id }
     }
 
@@ -112,9 +151,22 @@ impl TestDomain {
     ///
     /// # Panics
     /// If the system cannot map it.
+    #[cfg(not(any(miri, plain_memory)))]
     pub fn window(&self) -> Arc<Window> {
         let len = self.memory.arena().len();
         Arc::new(memory::open(self.file.as_fd(), self.id, len).expect("a window"))
+    }
+
+    #[cfg(any(miri, plain_memory))]
+    fn new(id: DomainId, len: u64, lanes: &[LanePlan]) -> Self {
+        let arena = plain_arena(id, len, lanes);
+        Self { memory: Memory::new(arena, Arc::new(WindowTable::default())), id }
+    }
+
+    /// This domain's arena as a peer sees it.
+    #[cfg(any(miri, plain_memory))]
+    pub fn window(&self) -> Arc<Window> {
+        self.memory.arena().window().clone()
     }
 
     /// Who it is.

@@ -7,6 +7,10 @@
 //! Two incarnations of one slot can be mapped at the same time: a dead one (frozen, until the fence is passed) and
 //! its successor.
 
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;
+
 use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;

@@ -6,6 +6,7 @@
 
 pub mod machine;
 pub mod other_side;
+pub mod plot;
 pub mod report;
 pub mod ring;
 pub mod wait;

@@ -9,6 +9,9 @@
 //! while the kernel fills the rest.
 
 mod buddy;
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;
 
 use std::fmt;
 use std::ops::Range;

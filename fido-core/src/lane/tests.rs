@@ -1,5 +1,7 @@
 //! Tests of the lane over real windows, in one process.
 
+mod alleged;
+
 use super::*;
 use crate::addr::{GlobalAddr, Segment};
 use crate::lane::receive::RefusalError;

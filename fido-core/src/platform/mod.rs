@@ -6,6 +6,7 @@
 //! [`crate::conformance`] is what every platform has to pass.
 
 pub mod host;
+pub mod xen;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
