@@ -3,6 +3,9 @@
 
 #![expect(clippy::expect_used, reason = "a fuzz target says by a panic that a promise is broken")]
 
+mod arena;
+mod ring;
+
 use crate::addr::{DomainId, GlobalAddr, Segment};
 use crate::arena::{LanePlace, OwnArena};
 use crate::assignment::Transport;
@@ -14,6 +17,8 @@ use crate::payload::{MAX_SEGMENTS, Payload};
 use crate::platform::host::protocol::{self, FromDomain, FromManager};
 use crate::ring::Words;
 use crate::testing::{TestLink, private_memory, store};
+pub use arena::{arena, introduction};
+pub use ring::ring;
 
 /// The arenas of [`lane`]: small, so that many can be made in a second.
 const ARENA_BYTES: u64 = 256 << 10;
@@ -237,6 +242,21 @@ mod tests {
         #[test]
         fn any_frame(data: Vec<u8>) {
             super::frame(&data);
+        }
+
+        #[test]
+        fn any_ring(data in prop::collection::vec(any::<u8>(), 0..2000)) {
+            super::ring(&data);
+        }
+
+        #[test]
+        fn any_arena(data in prop::collection::vec(any::<u8>(), 0..300)) {
+            super::arena(&data);
+        }
+
+        #[test]
+        fn any_introduction(data in prop::collection::vec(any::<u8>(), 0..600)) {
+            super::introduction(&data);
         }
 
         #[test]

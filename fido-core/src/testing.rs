@@ -295,9 +295,18 @@ impl TestLink {
     /// # Panics
     /// If the system has no memory for it.
     pub fn restart_b(&mut self) -> Lane {
+        self.restart_b_as(|_| ())
+    }
+
+    /// The same with an arena in which `edit` has written before anybody else sees it.
+    ///
+    /// # Panics
+    /// As [`TestLink::restart_b`].
+    pub fn restart_b_as(&mut self, edit: impl FnOnce(&OwnArena)) -> Lane {
         let id = DomainId { slot: self.b.id.slot, generation: self.b.id.generation.next() };
         let plan = [LanePlan { link: 1, lane: 0, slots: self.slots }];
         self.b = TestDomain::new(id, self.a.memory.arena().len(), &plan);
+        edit(self.b.memory.arena());
         self.b_mail = Arc::new(Mailbox::new(Arc::new(Bell::new().expect("a bell"))));
         let lane = self.lane(&self.b, &self.b_mail, Arc::new(Passes::default()));
         self.introduce();
