@@ -6,7 +6,7 @@ mod support;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use conn_mgr::manager::{DomainState, KillError, Manager, Options, ShutdownError, WaitError};
+use conn_mgr::manager::{DomainState, KillError, Manager, ManagerError, Options, ShutdownError, WaitError};
 use conn_mgr::manifest::Manifest;
 use fido_core::platform::host::protocol::{self, FromDomain, FromManager, PROTOCOL_VERSION};
 use support::{Bench, PATIENCE, connect, eventually, is_alive};
@@ -329,4 +329,13 @@ fn many_deaths_in_a_row() {
     assert!(status.domains.iter().all(|d| d.generation >= 5));
     manager.shutdown(PATIENCE).unwrap();
     assert!(!bench.log().iter().any(|line| line.contains("unexpected")));
+}
+
+#[test]
+fn an_appliance_of_another_platform_is_not_started_as_processes() {
+    let text = "appliance = \"a\"\nplatform = \"xen\"\n[domain.d]\nprogram = \"/bin/sh\"\n\
+                [domain.d.xen]\nkernel = \"k\"\nimage = \"i\"\n";
+    let manifest = Manifest::parse(text, "test").unwrap_or_else(|error| panic!("{error}"));
+    let result = Manager::start(manifest, Options::default());
+    assert!(matches!(result, Err(ManagerError::Platform)));
 }

@@ -116,3 +116,49 @@ fn the_testbed_lists_its_scenarios_and_refuses_others() {
     assert_eq!(fido(&["xen", "testbed"]).status.code(), Some(2));
     assert_eq!(fido(&["xen", "testbed", "boot", "--memory", "1023"]).status.code(), Some(2));
 }
+
+const GUESTS: &str = r#"
+appliance = "pair"
+platform = "xen"
+
+[domain.a]
+program = "a"
+arena = "1GiB"
+
+[domain.a.xen]
+kernel = "/boot/vmlinux"
+image = "/images/a.cpio"
+memory = "2GiB"
+
+[domain.b]
+program = "b"
+
+[domain.b.xen]
+kernel = "/boot/vmlinux"
+image = "/images/b.cpio"
+
+[[link]]
+name = "ab"
+between = ["a", "b"]
+"#;
+
+#[test]
+fn xl_configurations_are_printed_or_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pair.toml");
+    std::fs::write(&file, GUESTS).unwrap();
+    let file = file.to_str().unwrap();
+    let output = fido(&["xen", "config", file]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text.starts_with("# Xen needs: gnttab_max_frames=1034 gnttab_max_maptrack_frames=4117\n"), "{text}");
+    assert!(text.contains("name = \"pair-a\"\n") && text.contains("name = \"pair-b\"\n"), "{text}");
+    assert!(text.contains("max_maptrack_frames = 4117\n"), "{text}");
+    let output = fido(&["xen", "config", file, "b", "--output", folder.path().to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0));
+    let written = std::fs::read_to_string(folder.path().join("pair-b.cfg")).unwrap();
+    assert!(text.contains(written.trim_end()), "{written}");
+    assert!(!folder.path().join("pair-a.cfg").exists());
+    let output = fido(&["xen", "config", file, "c"]);
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(1), &b"error: there is no domain `c`\n"[..]));
+}

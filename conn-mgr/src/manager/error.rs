@@ -10,6 +10,9 @@ pub enum ManagerError {
     /// The manifest is not in order.
     #[error("wrong manifest: {0}")]
     Manifest(#[from] Fault),
+    /// The appliance is of another platform.
+    #[error("the manifest is for platform `xen`; this manager runs domains as processes of this system")]
+    Platform,
     /// The operating system refused a step.
     #[error("cannot {step}: {source}")]
     System {

@@ -40,7 +40,7 @@ pub use error::{KillError, ManagerError, ShutdownError, WaitError};
 pub use output::{LineSink, Output};
 pub use status::{DomainState, DomainStatus, Status};
 
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, Platform};
 use crate::placement::{Place, Plan};
 use event_loop::{Command, EventLoop};
 use host::HostCarrier;
@@ -87,6 +87,9 @@ impl Manager {
     /// [`ManagerError`] if the manifest is wrong or the socket cannot be made; nothing runs then.
     pub fn start(mut manifest: Manifest, options: Options) -> Result<Self, ManagerError> {
         manifest.check()?;
+        if manifest.platform != Platform::Host {
+            return Err(ManagerError::Platform);
+        }
         let plan = Plan::here(&manifest);
         plan.apply(&mut manifest);
         log_places(&manifest, &plan);

@@ -9,7 +9,8 @@ use fido_core::topology::{self, MAX_CPU, list};
 
 use super::error::{Fault, Place};
 use super::{
-    ARENA_GRAIN, Cpus, Domain, Link, MAX_DOMAINS, MAX_DURATION, MAX_LINK_LANES, MAX_NAME_BYTES, Manifest, program,
+    ARENA_GRAIN, Cpus, Domain, Link, MAX_DOMAINS, MAX_DURATION, MAX_LINK_LANES, MAX_NAME_BYTES, Manifest, Platform,
+    guest, program,
 };
 
 /// The most processors that a domain can ask for by number.
@@ -77,7 +78,8 @@ fn known(manifest: &Manifest, place: Place, domain: &str) -> Result<(), Fault> {
 
 fn check_domain(manifest: &Manifest, index: usize, domain: &Domain) -> Result<(), Fault> {
     let key = |key, item| Place::DomainKey(index, key, item);
-    if !program::is_executable(&domain.program) {
+    let here = manifest.platform == Platform::Host;
+    if here && !program::is_executable(&domain.program) {
         let what = format!("program `{}` cannot be executed", domain.program.display());
         return fault(key("program", None), what, "an executable file");
     }
@@ -88,7 +90,10 @@ fn check_domain(manifest: &Manifest, index: usize, domain: &Domain) -> Result<()
         let what = format!("an arena of {} bytes", domain.arena);
         return fault(key("arena", None), what, format!("a multiple of {ARENA_GRAIN}"));
     }
-    check_cpus(index, &domain.cpus)?;
+    if here {
+        check_cpus(index, &domain.cpus)?;
+    }
+    guest::check(manifest, index, domain)?;
     for (list, names) in [("windows", &domain.windows), ("after", &domain.after)] {
         for (at, other) in names.iter().enumerate() {
             known(manifest, key(list, Some(at)), other)?;

@@ -10,6 +10,7 @@
 mod check;
 mod cpus;
 mod error;
+pub mod guest;
 pub mod program;
 mod text;
 mod units;
@@ -25,6 +26,7 @@ use fido_core::addr::{DomainId, Slot};
 use fido_core::assignment::{Assignment, LinkAssignment, Transport, WaitStrategy};
 
 pub use error::{Fault, ManifestError, Place, Wrong};
+pub use guest::{Guest, GuestType, Platform};
 
 /// The longest manifest text, in bytes.
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
@@ -44,6 +46,8 @@ pub const ARENA_GRAIN: u64 = 4096;
 pub struct Manifest {
     /// Its name.
     pub appliance: String,
+    /// What it runs on.
+    pub platform: Platform,
     /// How long survivors of a death may take.
     pub fence: FencePolicy,
     /// The domains; the first has slot 1.
@@ -88,6 +92,8 @@ pub struct Domain {
     pub inherit: bool,
     /// Domains that must have been ready before this one is started for the first time.
     pub after: Vec<String>,
+    /// What it is on platform `xen`; there it must not be missing.
+    pub guest: Option<Guest>,
     /// Its own settings, handed to it as they are.
     pub params: BTreeMap<String, serde_json::Value>,
 }
@@ -106,6 +112,7 @@ impl Domain {
             restart: RestartPolicy::default(),
             inherit: false,
             after: Vec::new(),
+            guest: None,
             params: BTreeMap::new(),
         }
     }
@@ -186,7 +193,13 @@ impl Link {
 impl Manifest {
     /// An appliance without domains.
     pub fn new(appliance: impl Into<String>) -> Self {
-        Self { appliance: appliance.into(), fence: FencePolicy::default(), domains: Vec::new(), links: Vec::new() }
+        Self {
+            appliance: appliance.into(),
+            platform: Platform::default(),
+            fence: FencePolicy::default(),
+            domains: Vec::new(),
+            links: Vec::new(),
+        }
     }
 
     /// Reads a manifest from a file and checks it.
@@ -224,6 +237,17 @@ impl Manifest {
     /// The position of a domain.
     pub fn position(&self, domain: &str) -> Option<usize> {
         self.domains.iter().position(|d| d.name == domain)
+    }
+
+    /// The positions of the domains whose arenas the domain at a position reads: those that it is linked with, and those
+    /// of its `windows`. In order, each once; empty if there is no such domain.
+    pub fn reads(&self, index: usize) -> Vec<usize> {
+        let Some(domain) = self.domains.get(index) else { return Vec::new() };
+        let linked = self.links.iter().filter(|link| link.between.contains(&domain.name));
+        let names = linked.flat_map(|link| &link.between).chain(&domain.windows);
+        let others: BTreeSet<_> =
+            names.filter_map(|name| self.position(name)).filter(|other| *other != index).collect();
+        others.into_iter().collect()
     }
 
     /// The slot of the domain at a position; `None` beyond [`MAX_DOMAINS`].

@@ -13,6 +13,7 @@ use toml::Spanned;
 
 use super::cpus::{self, RawCpus};
 use super::error::{Place, Wrong};
+use super::guest::{Platform, RawGuest};
 use super::units::{Size, Span};
 use super::{Domain, FencePolicy, Link, MAX_TEXT_BYTES, Manifest, ManifestError, Restart, RestartPolicy, program};
 
@@ -20,6 +21,8 @@ use super::{Domain, FencePolicy, Link, MAX_TEXT_BYTES, Manifest, ManifestError, 
 #[serde(deny_unknown_fields)]
 struct RawManifest {
     appliance: Spanned<String>,
+    #[serde(default)]
+    platform: Platform,
     #[serde(default)]
     fence: RawFence,
     #[serde(default)]
@@ -55,6 +58,7 @@ struct RawDomain {
     inherit: bool,
     #[serde(default)]
     after: Vec<Spanned<String>>,
+    xen: Option<RawGuest>,
     #[serde(default)]
     params: BTreeMap<String, Spanned<toml::Value>>,
 }
@@ -101,8 +105,12 @@ pub(super) fn parse(text: &str, file: &str) -> Result<Manifest, ManifestError> {
     domains.sort_by_key(|(name, _)| name.span().start);
     let manifest = Manifest {
         appliance: raw.appliance.get_ref().clone(),
+        platform: raw.platform,
         fence: raw.fence.deadline.as_ref().map_or(FencePolicy::default(), |d| FencePolicy { deadline: d.get_ref().0 }),
-        domains: domains.iter().map(|(name, raw)| domain(&source, name, raw, folder)).collect::<Result<_, _>>()?,
+        domains: domains
+            .iter()
+            .map(|(name, domain)| self::domain(&source, raw.platform, name, domain, folder))
+            .collect::<Result<_, _>>()?,
         links: raw.link.iter().map(|raw| link(&source, raw.get_ref())).collect::<Result<_, _>>()?,
     };
     manifest.check().map_err(|fault| {
@@ -112,8 +120,16 @@ pub(super) fn parse(text: &str, file: &str) -> Result<Manifest, ManifestError> {
     Ok(manifest)
 }
 
-fn domain(source: &Source, name: &Spanned<String>, raw: &RawDomain, folder: &Path) -> Result<Domain, ManifestError> {
-    let program = program::locate(raw.program.get_ref(), folder).ok_or_else(|| {
+fn domain(
+    source: &Source,
+    platform: Platform,
+    name: &Spanned<String>,
+    raw: &RawDomain,
+    folder: &Path,
+) -> Result<Domain, ManifestError> {
+    // For a guest it is in the image; here it only matters to who makes that.
+    let in_image = (platform == Platform::Xen).then(|| folder.join(raw.program.get_ref()));
+    let program = program::locate(raw.program.get_ref(), folder).or(in_image).ok_or_else(|| {
         let expected = "an executable file: absolute, relative to the manifest's folder, or a bare name there, beside \
                         the running executable or in PATH";
         source.wrong(raw.program.span(), format!("program `{}` not found", raw.program.get_ref()), expected)
@@ -145,6 +161,7 @@ fn domain(source: &Source, name: &Spanned<String>, raw: &RawDomain, folder: &Pat
         },
         inherit: raw.inherit,
         after: strings(&raw.after),
+        guest: raw.xen.as_ref().map(|guest| guest.read(folder)),
         params,
         ..template
     })
@@ -201,7 +218,7 @@ fn place(raw: &RawManifest, domains: &[(&Spanned<String>, &RawDomain)], place: &
                 "restart-window" => raw.restart_window.as_ref().map(Spanned::span),
                 "restart-delay" => raw.restart_delay.as_ref().map(Spanned::span),
                 "params" => raw.params.values().next().map(Spanned::span),
-                _ => None,
+                key => raw.xen.as_ref().and_then(|guest| guest.place(key, *at)),
             }
         }
         Place::Link(index) => Some(raw.link.get(*index)?.get_ref().name.span()),

@@ -1,14 +1,15 @@
-//! `fido xen`: what belongs to the platform Xen.
+//! `fido xen testbed`: scenarios on a real Xen under emulation.
 
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc;
 
-use clap::{Args, Subcommand};
+use clap::Args;
 use xen_tools::testbed::{self, ExecError, Options, TestbedError, scenario};
 
-const TESTBED_EXIT_CODES: &str = "Exit codes:
+/// Below the help text.
+pub const EXIT_CODES: &str = "Exit codes:
   0    every scenario has passed
   1    a scenario has failed
   2    wrong command line
@@ -17,22 +18,6 @@ const TESTBED_EXIT_CODES: &str = "Exit codes:
 
 #[derive(Args)]
 pub struct Command {
-    #[command(subcommand)]
-    command: Xen,
-}
-
-#[derive(Subcommand)]
-enum Xen {
-    /// Boots a real Xen under software emulation and runs a scenario in it.
-    ///
-    /// Debian's packages are fetched and unpacked into a cache. Nothing is installed but QEMU, by apt, if it is
-    /// missing. See docs/xen-testbed.md.
-    #[command(after_help = TESTBED_EXIT_CODES)]
-    Testbed(Testbed),
-}
-
-#[derive(Args)]
-struct Testbed {
     /// The scenario, or `all`.
     #[arg(required_unless_present = "list")]
     scenario: Option<String>,
@@ -64,22 +49,14 @@ struct Testbed {
 
 impl Command {
     pub fn run(self) -> ExitCode {
-        match self.command {
-            Xen::Testbed(testbed) => testbed.run(),
-        }
-    }
-}
-
-impl Testbed {
-    fn run(self) -> ExitCode {
-        let say = |line: &str| super::say(io::stdout().lock(), &line);
+        let say = |line: &str| super::super::say(io::stdout().lock(), &line);
         if self.list {
             for scenario in scenario::ALL {
                 say(&format!("{:10} {}", scenario.name, scenario.about));
             }
             return ExitCode::SUCCESS;
         }
-        let complain = |what: &str| super::say(io::stderr().lock(), &format_args!("error: {what}"));
+        let complain = |what: &str| super::super::say(io::stderr().lock(), &format_args!("error: {what}"));
         let wanted = self.scenario.as_deref().unwrap_or_default();
         let Some(scenarios) = scenario::names(wanted) else {
             complain(&format!("there is no scenario `{wanted}`; --list shows those that there are"));
