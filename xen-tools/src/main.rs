@@ -5,6 +5,7 @@
 mod commands;
 mod summary;
 mod table;
+mod topology;
 
 use std::process::ExitCode;
 

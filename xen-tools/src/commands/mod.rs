@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod topo;
 mod xen;
 
 use std::fmt;
@@ -27,6 +28,13 @@ pub enum Command {
     /// Measures Fido's data path on this machine.
     #[command(after_help = EXIT_CODES)]
     Bench(bench::Command),
+    /// Shows the processors of this machine, and measures how near they are to each other.
+    ///
+    /// A hand-over is what it costs to pass one cache line from a processor that writes it to one that reads it: how
+    /// long the writer waits for the line and then the reader. It is measured for each ordered pair. Other work on the
+    /// machine disturbs it.
+    #[command(after_help = EXIT_CODES)]
+    Topo(topo::Command),
     /// Works with the hypervisor Xen.
     Xen(xen::Command),
 }
@@ -37,6 +45,7 @@ impl Command {
         match self {
             Self::Check(command) => command.run(),
             Self::Bench(command) => command.run(),
+            Self::Topo(command) => command.run(),
             Self::Xen(command) => command.run(),
         }
     }
