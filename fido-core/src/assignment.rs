@@ -94,6 +94,10 @@ pub struct Assignment {
     pub wait: WaitStrategy,
     /// The processors its threads may run on; empty for all.
     pub cpus: Vec<u32>,
+    /// How many processors its peers may run on: a domain that is bound to one need not be alone there. 0 if nobody
+    /// says.
+    #[serde(default)]
+    pub processors: u16,
     /// The domain's own settings from the manifest.
     pub params: BTreeMap<String, serde_json::Value>,
 }

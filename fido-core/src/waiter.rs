@@ -53,11 +53,20 @@ impl Waiter {
     /// # Errors
     /// The kernel's, if there is no descriptor left.
     pub fn new(strategy: WaitStrategy) -> io::Result<Self> {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self::among(strategy, 0)
+    }
+
+    /// A waiter for one thread, which may be bound to fewer processors than the `processors` on which those run that
+    /// it waits for. Spinning can help as long as there is one that it does not take away from them.
+    ///
+    /// # Errors
+    /// The kernel's, if there is no descriptor left.
+    pub fn among(strategy: WaitStrategy, processors: usize) -> io::Result<Self> {
+        let own = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             strategy,
             set: PollSet::new()?,
-            spin: Spin::new(processors),
+            spin: Spin::new(own.max(processors)),
             looks: 0,
             begun: false,
             seat: None,
@@ -234,6 +243,20 @@ mod tests {
             waiter.idle(&mut [], Some(Duration::ZERO)).unwrap();
         }
         assert_eq!(memory.stats().sleeps.get(), 0);
+    }
+
+    #[test]
+    fn a_thread_that_is_bound_still_spins_for_peers_that_run_elsewhere() {
+        let bound = std::thread::spawn(|| {
+            let mut one = rustix::thread::CpuSet::new();
+            one.set(crate::topology::allowed().unwrap()[0] as usize);
+            rustix::thread::sched_setaffinity(None, &one).unwrap();
+            let spin = |processors| format!("{:?}", Waiter::among(WaitStrategy::Adaptive, processors).unwrap().spin);
+            (spin(2), spin(1), spin(0))
+        });
+        let (two, one, unknown) = bound.join().unwrap();
+        assert!(two.contains("allowed: true") && one.contains("allowed: false"), "{two} {one}");
+        assert_eq!(one, unknown);
     }
 
     #[test]

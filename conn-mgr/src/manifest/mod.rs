@@ -303,6 +303,7 @@ impl Manifest {
                 Cpus::List(cpus) => cpus.clone(),
                 Cpus::All | Cpus::Auto(_) => Vec::new(),
             },
+            processors: std::thread::available_parallelism().map_or(1, |n| u16::try_from(n.get()).unwrap_or(u16::MAX)),
             params: domain.params.clone(),
         })
     }

@@ -171,7 +171,7 @@ impl Domain {
     /// # Errors
     /// The kernel's, if there is no descriptor left.
     pub fn waiter(&self) -> io::Result<Waiter> {
-        Ok(Waiter::new(self.assignment.wait)?.counting_in(&self.memory))
+        Ok(Waiter::among(self.assignment.wait, self.assignment.processors.into())?.counting_in(&self.memory))
     }
 
     /// One of the domain's links.

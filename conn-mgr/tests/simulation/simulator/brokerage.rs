@@ -202,6 +202,7 @@ impl World {
             links: self.appliance.topology.edges_of(index).map(link).collect(),
             domains: self.appliance.topology.domains as u16,
             wait: WaitStrategy::Sleep,
+            processors: 0,
             cpus: Vec::new(),
             params: BTreeMap::new(),
         }
