@@ -162,3 +162,48 @@ fn xl_configurations_are_printed_or_written() {
     let output = fido(&["xen", "config", file, "c"]);
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(1), &b"error: there is no domain `c`\n"[..]));
 }
+
+/// A file that is enough of a statically linked program: an ELF header without segments.
+fn write_program(path: &std::path::Path) {
+    let mut file = vec![0; 64];
+    file[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    (file[16], file[18], file[20], file[52]) = (2, 62, 1, 64);
+    std::fs::write(path, file).unwrap();
+}
+
+#[test]
+fn images_are_made_for_a_program_and_for_a_manifest() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    for name in ["a", "b", "fido-init"] {
+        write_program(path(name).as_ref());
+    }
+    std::fs::create_dir(path("modules")).unwrap();
+    let usual = ["--init", &path("fido-init"), "--modules", &path("modules")];
+    let image = |more: &[&str]| {
+        let output = fido(&[&["xen", "image"], more, &usual[..]].concat());
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, error) = image(&[&path("a"), "--output", &path("a.cpio")]);
+    assert_eq!(code, Some(1));
+    assert!(error.contains("kernel module `xen_evtchn`, which the image needs, is not in"), "{error}");
+    assert!(!folder.path().join("a.cpio").exists());
+    let simple = ["--init", &path("fido-init"), "--no-modules"];
+    let made = |from: &str, to: &str| {
+        let output = fido(&[&["xen", "image", &path(from), "--output", &path(to)], &simple[..]].concat());
+        assert!(output.status.success(), "{output:?}");
+    };
+    made("a", "a.cpio");
+    made("a", "again.cpio");
+    let bytes = std::fs::read(path("a.cpio")).unwrap();
+    assert!(bytes.starts_with(b"070701") && bytes == std::fs::read(path("again.cpio")).unwrap());
+    let (code, error) = image(&[&path("a")]);
+    assert_eq!((code, error.as_str()), (Some(1), "error: a program needs --output FILE\n"));
+    std::fs::write(path("pair.toml"), GUESTS).unwrap();
+    std::fs::create_dir(path("images")).unwrap();
+    made("pair.toml", "images");
+    assert_eq!(std::fs::read(path("images/b.cpio")).unwrap(), bytes, "they have the same program");
+    let (code, error) = image(&[&path("pair.toml"), "--domain", "c"]);
+    assert_eq!((code, error.as_str()), (Some(1), "error: there is no domain `c`\n"));
+    assert_eq!(image(&["/does/not/exist"]).0, Some(1));
+}

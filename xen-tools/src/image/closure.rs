@@ -105,6 +105,12 @@ impl Modules {
         Ok(Self { root: root.to_path_buf(), files })
     }
 
+    /// Whether there is a module of that name.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.files.contains_key(&name.replace('-', "_"))
+    }
+
     /// The files of these modules and of all that they need, in an order in which they can be loaded.
     ///
     /// # Errors

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use super::cache::Cache;
 use super::exec::Supervisor;
-use super::kernel;
 use super::packages::{self, Package};
 use super::programs::Programs;
 use super::{TestbedError, io_error};
+use super::{kernel, module};
 use crate::image::closure::{self, Modules};
 use crate::image::cpio::Archive;
 use crate::image::guest::{self, Guest};
@@ -68,6 +68,7 @@ pub struct Parts {
     /// The kernel of dom0 and the guests, an ELF file.
     pub kernel: PathBuf,
     modules: Modules,
+    own_module: Option<PathBuf>,
     dom0: PathBuf,
 }
 
@@ -76,7 +77,7 @@ impl Parts {
     ///
     /// # Errors
     /// Packages that cannot be had, or what is not in them.
-    pub fn prepare(supervisor: &Supervisor, root: &Path, again: bool) -> Result<Self, TestbedError> {
+    pub fn prepare(supervisor: &Supervisor, root: &Path, source: &Path, again: bool) -> Result<Self, TestbedError> {
         let cache = Cache::open(root)?;
         let image = packages::stands_for(supervisor, KERNEL)?;
         let mut names = vec![HYPERVISOR, image.as_str()];
@@ -85,6 +86,9 @@ impl Parts {
         let mut take =
             |name: &str| -> Vec<Package> { resolved.extract_if(.., |package| package.name == name).collect() };
         let (hypervisor, kernel) = (take(HYPERVISOR), take(&image));
+        let own_module = module::is_there(source)
+            .then(|| module::build(supervisor, (&cache, root), (source, &image), again))
+            .transpose()?;
         let entry = |name, packages: &[Package], then: &dyn Fn(&Path) -> Result<(), TestbedError>| {
             packages::entry(supervisor, (&cache, root), (name, VERSION), packages, again, then)
         };
@@ -95,6 +99,7 @@ impl Parts {
             hypervisor: hypervisor.join("xen"),
             kernel: kernel.join("vmlinux"),
             modules: Modules::find(&kernel.join("modules"))?,
+            own_module,
             dom0: dom0.join("dom0.cpio"),
         })
     }
@@ -104,10 +109,12 @@ impl Parts {
     /// # Errors
     /// A file that cannot be read or written.
     pub fn write_dom0(&self, programs: &Programs, to: &Path) -> Result<(), TestbedError> {
+        let mut modules = self.modules.load_order(&GUEST_MODULES)?;
+        modules.extend(self.own_module.clone());
         let guest = Guest {
             init: programs.file("fido-init"),
             program: programs.file("testbed-guest"),
-            modules: self.modules.load_order(&GUEST_MODULES)?,
+            modules,
             ..Guest::default()
         };
         let mut guest_image = Vec::new();

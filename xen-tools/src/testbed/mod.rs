@@ -7,6 +7,7 @@ mod cache;
 mod exec;
 mod images;
 mod kernel;
+mod module;
 mod packages;
 mod programs;
 mod qemu;
@@ -31,12 +32,14 @@ use crate::image::cpio::ArchiveError;
 use crate::image::guest::ImageError;
 
 /// What is needed besides cargo: a program, and the package that has it.
-const HOST_PROGRAMS: [(&str, &str); 5] = [
+const HOST_PROGRAMS: [(&str, &str); 7] = [
     (qemu::PROGRAM, "qemu-system-x86"),
     ("xz", "xz-utils"),
     ("gzip", "gzip"),
     ("dpkg-deb", "dpkg"),
     ("setpriv", "util-linux"),
+    ("make", "make"),
+    ("gcc-12", "gcc-12"),
 ];
 
 /// What is to be run, and how.
@@ -146,7 +149,7 @@ pub fn run(options: &Options, stop: Receiver<()>, say: &dyn Fn(&str)) -> Result<
     step("programs of the host");
     need_programs(&supervisor, &step)?;
     step("hypervisor, kernel and toolstack from Debian's packages");
-    let parts = prepare(&supervisor, options, &step)?;
+    let parts = prepare(&supervisor, options, &source, &step)?;
     step("our programs, linked statically");
     let programs = Programs::build(&supervisor, &source)?;
     step("images");
@@ -212,12 +215,18 @@ fn check_complete(scenarios: &[String], outcome: Outcome) -> Result<Outcome, Tes
 }
 
 /// Packages and what is made from them. Root fetches apt's lists if they are missing or too old.
-fn prepare(supervisor: &Supervisor, options: &Options, step: &dyn Fn(&str)) -> Result<Parts, TestbedError> {
-    match Parts::prepare(supervisor, &options.cache, options.rebuild) {
+fn prepare(
+    supervisor: &Supervisor,
+    options: &Options,
+    source: &Path,
+    step: &dyn Fn(&str),
+) -> Result<Parts, TestbedError> {
+    let prepare = || Parts::prepare(supervisor, &options.cache, source, options.rebuild);
+    match prepare() {
         Err(TestbedError::NoPackage(_) | TestbedError::Exec(ExecError::Failed { .. })) if is_root() => {
             step("apt's lists are missing or old: apt-get update");
             packages::update_lists(supervisor)?;
-            Parts::prepare(supervisor, &options.cache, options.rebuild)
+            prepare()
         }
         parts => parts,
     }
