@@ -2,12 +2,15 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use fido_core::platform::host::protocol;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
-use rustix::process::Signal;
+use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -15,6 +18,8 @@ use crate::Failure;
 
 /// How long one side waits for a word of the other before it takes it for stuck.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the leading side has to notice by itself that the other one has ended.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// The arguments with which this program plays the other side; what [`OtherSide`] parses follows them.
 #[derive(Debug, Clone, Copy)]
@@ -56,9 +61,20 @@ pub fn play(other_side: &OtherSide) -> Result<(), Failure> {
 }
 
 /// The other side as the leading one has it. Ended when dropped.
+///
+/// A thread watches it: a side that dies, or does nothing for a minute, ends the run even if the leading side waits in the
+/// kernel for what will never come.
 #[derive(Debug)]
 pub struct Partner {
     child: Child,
+    watch: Arc<Watch>,
+}
+
+/// What the watching thread goes by.
+#[derive(Debug, Default)]
+struct Watch {
+    beats: AtomicU64,
+    over: AtomicBool,
 }
 
 impl Partner {
@@ -76,7 +92,17 @@ impl Partner {
             .args([value.get_name(), &theirs.as_raw_fd().to_string()])
             .spawn()
             .map_err(|error| format!("cannot start the other side: {error}"))?;
-        Ok((Self { child }, Control::new(ours)?))
+        let watch = Arc::<Watch>::default();
+        let partner = Self { child, watch: watch.clone() };
+        let pid = Pid::from_child(&partner.child);
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+        std::thread::spawn(move || watch.over(&pidfd));
+        Ok((partner, Control::new(ours)?))
+    }
+
+    /// Says that all is well so far.
+    pub fn beat(&self) {
+        self.watch.beats.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Waits for its end, when it has been told that the benchmark is over.
@@ -84,6 +110,7 @@ impl Partner {
     /// # Errors
     /// If it ended in error.
     pub fn finish(mut self) -> Result<(), Failure> {
+        self.watch.over.store(true, Ordering::Relaxed);
         let status = self.child.wait()?;
         if status.success() { Ok(()) } else { Err(format!("the other side ended with {status}").into()) }
     }
@@ -91,9 +118,40 @@ impl Partner {
 
 impl Drop for Partner {
     fn drop(&mut self) {
+        self.watch.over.store(true, Ordering::Relaxed);
         // It may be waiting for this side. Nothing to do if it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+impl Watch {
+    /// Watches until the other side has ended.
+    fn over(&self, pidfd: &OwnedFd) {
+        let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        let mut seen = self.beats.load(Ordering::Relaxed);
+        loop {
+            let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+            let ended = match rustix::event::poll(&mut fds, Some(&patience)) {
+                Ok(ready) => ready > 0,
+                Err(_) => continue,
+            };
+            if ended {
+                // The leading side has usually noticed, and has better words for it.
+                std::thread::sleep(GRACE);
+            }
+            let beats = self.beats.load(Ordering::Relaxed);
+            if self.over.load(Ordering::Relaxed) {
+                return;
+            }
+            if ended || beats == seen {
+                let what = if ended { "has died" } else { "is stuck" };
+                eprintln!("error: the other side {what}");
+                let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+                std::process::exit(1);
+            }
+            seen = beats;
+        }
     }
 }
 

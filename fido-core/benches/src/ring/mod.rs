@@ -1,17 +1,28 @@
-//! What a ring and a lane cost between two processes, against the bare cache-line exchange below which nothing can
-//! go, and against what the kernel offers instead.
+//! `fido bench ring`: what rings, lanes and loans cost between two processes, against the bare exchange of cache lines
+//! below which nothing can go, and against what others offer.
 //!
-//! Each side has a sealed arena and a read-only window on the other's, as under the connection manager. Both are pinned
-//! to a core of their own if there are two. All subjects are measured in turn in every round, so that a disturbance of
-//! the machine hits all of them. Round trips are timed one by one (the clock itself is a subject: its cost is in every
-//! other), rates over a whole round.
+//! Each side has a sealed arena and a read-only window on the other's, as under the connection manager, and is pinned to
+//! a core. Each question ([`questions`]) is a table; within a table all subjects are measured in turn in every round, so
+//! that a disturbance of the machine hits all of them. Exchanges are timed one by one (the clock itself is a subject: its
+//! cost is in every other), rates over a whole round. Every wait is bounded: a side that is gone or stuck ends the run
+//! with an error.
+//!
+//! It says nothing about sleeping peers: both sides spin, except in what the kernel offers.
 
-mod setup;
-mod subjects;
-mod tables;
+mod channel;
+mod end;
+mod fan;
+mod lanes;
+mod loans;
+mod monitor;
+mod questions;
+mod shared;
+mod spin;
+mod verdict;
+mod work;
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::Duration;
 
 use clap::Args;
 use hdrhistogram::Histogram;
@@ -20,8 +31,8 @@ use crate::Failure;
 use crate::machine::{self, Machine};
 use crate::other_side::{Control, Part, Partner, Program};
 use crate::report::Report;
-use setup::{End, Say, Side};
-use subjects::{RATES, Rate, TRIPS, Trip};
+use end::{End, Side};
+use work::{Say, Work};
 
 /// What is to be measured, and where the results go.
 #[derive(Debug, Clone, Args)]
@@ -29,20 +40,34 @@ pub struct Options {
     /// How often every subject gets its turn.
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rounds: u32,
+    /// A twentieth of the messages and at most three rounds: for a first look.
+    #[arg(long)]
+    pub quick: bool,
+    /// Asks only this question (may be given more than once).
+    #[arg(long, value_name = "NAME", value_parser = questions::names())]
+    pub only: Vec<String>,
+    /// The cores of the measuring and of the other side [default: the first and the last that may be used].
+    #[arg(long, value_name = "A,B", value_parser = pair)]
+    pub cores: Option<(usize, usize)>,
     /// Writes everything that was measured as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Writes the tables' cells as CSV, one a line.
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
+    /// Draws each table as an SVG file in this folder.
+    #[arg(long, value_name = "FOLDER")]
+    pub plot: Option<PathBuf>,
 }
 
-/// What was measured.
-struct Measured {
-    /// Round trips in nanoseconds, one histogram for each of [`TRIPS`].
-    trips: Vec<(Trip, Histogram<u64>)>,
-    /// Messages per second in each round, for each of [`RATES`].
-    rates: Vec<(Rate, Vec<f64>)>,
+/// Two different cores, as `A,B`.
+fn pair(text: &str) -> Result<(usize, usize), String> {
+    let cores = text.split_once(',').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
+    match cores {
+        Some((a, b)) if a == b => Err(format!("core {a} cannot be both")),
+        Some(cores) => Ok(cores),
+        None => Err("two numbers with a comma between them".into()),
+    }
 }
 
 /// Measures, prints the tables, and writes what the options ask for. `program` says how this program becomes the other
@@ -51,14 +76,22 @@ struct Measured {
 /// # Errors
 /// If a side fails or a file cannot be written.
 pub fn run(options: &Options, program: &Program<'_>) -> Result<(), Failure> {
-    let cores = machine::two_cores()?;
-    let machine = Machine::here(cores);
-    machine::pin(cores.map(|(lead, _)| lead))?;
-    let (partner, mut control) = Partner::start(program, Part::Ring)?;
-    let mut end = End::meet(&mut control, Side::Lead, cores.map(|(_, follow)| follow))?;
-    let measured = measure(&mut control, &mut end, options.rounds)?;
-    partner.finish()?;
-    let report = Report { machine, tables: tables::all(&measured, options.rounds), targets: Vec::new() };
+    let cores = match options.cores {
+        Some(cores) => cores,
+        None => machine::two_cores()?.ok_or("two cores are needed, and this process may use only one")?,
+    };
+    let machine = Machine::here(Some(cores));
+    let mut bench = Bench::start(program, cores, options)?;
+    let mut tables = Vec::new();
+    for (name, ask) in questions::ALL {
+        if options.only.is_empty() || options.only.iter().any(|only| only == name) {
+            eprintln!("{name} ...");
+            tables.push(ask(&mut bench)?);
+        }
+    }
+    bench.finish()?;
+    let targets = verdict::targets(&tables);
+    let report = Report { machine, tables, targets };
     println!("{report}");
     if let Some(path) = &options.json {
         report.write_json(path)?;
@@ -66,64 +99,111 @@ pub fn run(options: &Options, program: &Program<'_>) -> Result<(), Failure> {
     if let Some(path) = &options.csv {
         report.write_csv(path)?;
     }
+    if let Some(folder) = &options.plot {
+        report.write_plots(folder)?;
+    }
     Ok(())
 }
 
-fn measure(control: &mut Control, end: &mut End, rounds: u32) -> Result<Measured, Failure> {
-    let empty = || Histogram::<u64>::new(3);
-    let mut trips = Vec::new();
-    for trip in TRIPS {
-        trips.push((trip, empty()?));
-    }
-    let mut rates: Vec<_> = RATES.iter().map(|rate| (*rate, Vec::new())).collect();
-    // Round 0 warms everything up and does not count.
-    for round in 0..=rounds {
-        for (index, (trip, histogram)) in trips.iter_mut().enumerate() {
-            order(control, Say::Trip { index })?;
-            let mut warm_up = empty()?;
-            trip.lead(end, if round == 0 { &mut warm_up } else { histogram })?;
-        }
-        for (index, (rate, results)) in rates.iter_mut().enumerate() {
-            order(control, Say::Rate { index })?;
-            let began = Instant::now();
-            rate.lead(end)?;
-            if round > 0 {
-                results.push(f64::from(rate.count()) / began.elapsed().as_secs_f64());
-            }
-        }
-    }
-    control.say(&Say::Done, &[])?;
-    Ok(Measured { trips, rates })
+/// The two sides at work, as the leading one has them.
+struct Bench {
+    control: Control,
+    end: End,
+    partner: Partner,
+    cores: (usize, usize),
+    /// The cores were asked for: no others are to be used.
+    chosen: bool,
+    rounds: u32,
+    quick: bool,
 }
 
-/// Has the other side play its part, and waits until it is about to.
-fn order(control: &mut Control, say: Say) -> Result<(), Failure> {
-    control.say(&say, &[])?;
-    match control.hear()? {
-        (Say::Ready, _) => Ok(()),
-        (other, _) => Err(format!("the other side said {other:?}").into()),
+impl Bench {
+    fn start(program: &Program<'_>, cores: (usize, usize), options: &Options) -> Result<Self, Failure> {
+        let (partner, mut control) = Partner::start(program, Part::Ring)?;
+        let end = End::meet(&mut control, Side::Lead)?;
+        let rounds = if options.quick { options.rounds.min(3) } else { options.rounds };
+        let (quick, chosen) = (options.quick, options.cores.is_some());
+        let mut bench = Self { control, end, partner, cores, chosen, rounds, quick };
+        bench.place(cores)?;
+        Ok(bench)
     }
+
+    /// Puts the two sides on these cores.
+    fn place(&mut self, (lead, follow): (usize, usize)) -> Result<(), Failure> {
+        machine::pin(Some(lead))?;
+        self.cores = (lead, follow);
+        self.work(Work::Move { core: follow }, &mut histogram()?).map(drop)
+    }
+
+    /// So many, or a twentieth for a first look.
+    fn count(&self, full: u32) -> u32 {
+        if self.quick { (full / 20).max(64) } else { full }
+    }
+
+    /// Has both sides do a piece of work; how long it took.
+    fn work(&mut self, work: Work, into: &mut Histogram<u64>) -> Result<Duration, Failure> {
+        self.control.say(&Say::Work(work), &[])?;
+        match self.control.hear()? {
+            (Say::Ready, _) => {}
+            (other, _) => return Err(format!("the other side said {other:?}").into()),
+        }
+        if matches!(work, Work::Fan(_)) && self.end.fan.is_none() {
+            self.end.fan = Some(fan::Fan::meet(&mut self.control, Side::Lead)?);
+        }
+        self.partner.beat();
+        work.lead(&mut self.end, Some(self.cores.1), into).map_err(|error| format!("{work:?}: {error}").into())
+    }
+
+    /// Does all of them in turn in every round: the exchanges of each, in nanoseconds. Round 0 warms everything up and
+    /// does not count.
+    fn exchanges(&mut self, works: &[Work]) -> Result<Vec<Histogram<u64>>, Failure> {
+        let mut results = works.iter().map(|_| histogram()).collect::<Result<Vec<_>, _>>()?;
+        let mut warm_up = histogram()?;
+        for round in 0..=self.rounds {
+            for (work, result) in works.iter().zip(&mut results) {
+                self.work(*work, if round == 0 { &mut warm_up } else { result })?;
+            }
+        }
+        Ok(results)
+    }
+
+    /// Does all of them in turn in every round: for each, how many nanoseconds one of its messages took in each round.
+    fn costs(&mut self, works: &[(Work, u32)]) -> Result<Vec<Vec<f64>>, Failure> {
+        let mut results = vec![Vec::new(); works.len()];
+        let mut unused = histogram()?;
+        for round in 0..=self.rounds {
+            for ((work, count), result) in works.iter().zip(&mut results) {
+                let took = self.work(*work, &mut unused)?;
+                if round > 0 {
+                    result.push(took.as_secs_f64() * 1e9 / f64::from(*count));
+                }
+            }
+        }
+        Ok(results)
+    }
+
+    fn finish(mut self) -> Result<(), Failure> {
+        self.work(Work::Done, &mut histogram()?)?;
+        self.partner.finish()
+    }
+}
+
+fn histogram() -> Result<Histogram<u64>, Failure> {
+    Ok(Histogram::new(3)?)
 }
 
 /// The other side's part.
 pub(crate) fn follow(control: &mut Control) -> Result<(), Failure> {
-    let mut end = End::meet(control, Side::Follow, None)?;
+    let mut end = End::meet(control, Side::Follow)?;
     loop {
-        let (say, _) = control.hear()?;
-        let known = |index| format!("no subject {index}");
-        match say {
-            Say::Trip { index } => {
-                let trip = TRIPS.get(index).ok_or_else(|| known(index))?;
-                control.say(&Say::Ready, &[])?;
-                trip.follow(&mut end)?;
-            }
-            Say::Rate { index } => {
-                let rate = RATES.get(index).ok_or_else(|| known(index))?;
-                control.say(&Say::Ready, &[])?;
-                rate.follow(&mut end)?;
-            }
-            Say::Done => return Ok(()),
-            other => return Err(format!("the leading side said {other:?}").into()),
+        let (Say::Work(work), _) = control.hear()? else { return Err("the leading side is not ready either".into()) };
+        control.say(&Say::Ready, &[])?;
+        if matches!(work, Work::Fan(_)) && end.fan.is_none() {
+            end.fan = Some(fan::Fan::meet(control, Side::Follow)?);
         }
+        if matches!(work, Work::Done) {
+            return Ok(());
+        }
+        work.follow(&mut end).map_err(|error| format!("{work:?}: {error}"))?;
     }
 }
