@@ -23,7 +23,7 @@ use std::fmt;
 use fido_core::topology::{Distance, Matrix, Topology, allowed, list, store};
 use serde::Serialize;
 
-use crate::manifest::{Cpus, Manifest};
+use crate::manifest::{Cpus, Manifest, Platform};
 use search::{Demand, MAX_COST, Problem};
 
 /// Where a domain runs, and who said so.
@@ -105,8 +105,12 @@ pub struct PlannedLink {
 }
 
 impl Plan {
-    /// The plan for a manifest on this machine.
+    /// The plan for a manifest on this machine. Guests of Xen are not placed: the hypervisor has its own setting.
     pub fn here(manifest: &Manifest) -> Self {
+        if manifest.platform != Platform::Host {
+            let places = vec![Place::Anywhere; manifest.domains.len()];
+            return Self { places, basis: Basis::Topology, remarks: Vec::new(), links: Vec::new() };
+        }
         if !manifest.domains.iter().any(|domain| matches!(domain.cpus, Cpus::Auto(_))) {
             return plan(manifest, &Topology::flat(&[]), None);
         }

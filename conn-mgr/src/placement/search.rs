@@ -63,9 +63,14 @@ pub struct Solution {
 
 /// Solves it.
 pub fn solve(problem: &Problem) -> Solution {
+    solve_from(problem, MAX_STARTS)
+}
+
+/// Solves it with at most so many greedy starts. With none it is all up to branch and bound.
+pub(super) fn solve_from(problem: &Problem, starts: usize) -> Solution {
     let slots = Slots::of(problem);
     let mut search = Search::new(problem, &slots);
-    search.greedy();
+    search.greedy(starts);
     search.descend(0);
     let mut places: Vec<Option<Vec<usize>>> = vec![None; problem.domains.len()];
     for (&domain, &place) in slots.domains.iter().zip(&search.best) {
@@ -250,11 +255,13 @@ impl<'a> Search<'a> {
     }
 
     /// From several places for the first slot: each next slot where it costs least, then exchanges.
-    fn greedy(&mut self) {
-        // Without a slot there is nothing to start with.
-        let starts = if self.at.is_empty() { Vec::new() } else { self.free_places() };
-        let step = starts.len().div_ceil(MAX_STARTS).max(1);
-        for &start in starts.iter().step_by(step) {
+    fn greedy(&mut self, starts: usize) {
+        if self.at.is_empty() {
+            return;
+        }
+        let places = self.free_places();
+        let step = places.len().div_ceil(starts.max(1)).max(1);
+        for &start in places.iter().step_by(step).take(starts) {
             self.put(0, start);
             for slot in 1..self.at.len() {
                 let weigh = |&place: &usize| (self.used[self.problem.cores[place]] > 0, self.cost(slot, place), place);

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use fido_core::topology::{Cache, CacheKind, Cpu, HandOver, Origin};
 use proptest::prelude::*;
 
-use super::search::{Quality, Solution, solve};
+use super::search::{Quality, Solution, solve, solve_from};
 use super::*;
 use crate::manifest::{Domain, Link};
 
@@ -165,6 +165,12 @@ fn without_auto_there_is_nothing_to_decide() {
 }
 
 #[test]
+fn guests_of_xen_are_not_placed_here() {
+    let plan = Plan::here(&Manifest { platform: Platform::Xen, ..nas() });
+    assert!(!plan.decides() && plan.places.iter().all(|place| *place == Place::Anywhere));
+}
+
+#[test]
 fn a_large_appliance_on_a_large_machine_is_placed_with_bounded_work() {
     let topology = machine(128, 2, 8, 64);
     let names: Vec<String> = (0..40).map(|n| format!("d{n}")).collect();
@@ -251,7 +257,11 @@ proptest! {
         let served: Vec<usize> =
             (0..problem.domains.len()).filter(|domain| solution.places[*domain].is_some()).collect();
         prop_assert_eq!(served.len(), problem.domains.len().min(problem.cores.len()), "nobody is left over without need");
-        prop_assert_eq!(solution.quality, best_of_all(&problem, &served));
+        let best = best_of_all(&problem, &served);
+        prop_assert_eq!(solution.quality, best);
+        let branched = solve_from(&problem, 0);
+        prop_assert!(is_sound(&problem, &branched) && branched.proven);
+        prop_assert_eq!(branched.quality, best, "by branch and bound alone");
         prop_assert_eq!(&solve(&problem), &solution, "and always the same");
     }
 
