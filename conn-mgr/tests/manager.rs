@@ -213,6 +213,7 @@ fn whoever_breaks_the_protocol_goes_and_the_others_stay() {
         ("arena-twice", "a second arena"),
         ("unsealed", "not sealed"),
         ("unformatted", "not an arena"),
+        ("other-layout", "build both from the same release"),
         ("wrong-size", "131072 were assigned"),
         ("no-arena-fd", "0 descriptors"),
         ("few-bells", "1 descriptors"),

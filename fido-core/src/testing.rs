@@ -163,10 +163,12 @@ impl TestDomain {
         Self { memory: Memory::new(arena, Arc::new(WindowTable::default())), id }
     }
 
-    /// This domain's arena as a peer sees it.
+    /// This domain's arena as a peer sees it: another window on the same memory.
     #[cfg(any(miri, plain_memory))]
     pub fn window(&self) -> Arc<Window> {
-        self.memory.arena().window().clone()
+        let own = self.memory.arena().window().clone();
+        // SAFETY: the same range as that of the own window, which the new one keeps.
+        Arc::new(unsafe { Window::new(self.id, own.base(), own.len(), Box::new(own)) })
     }
 
     /// Who it is.

@@ -1,8 +1,12 @@
 //! Waiting: what a thread waits for, and how.
 
+#[cfg(all(test, loom))]
+mod model;
+
 use std::os::fd::BorrowedFd;
 
 use crate::presence::Presence;
+use crate::sync::{Ordering, fence};
 
 /// Something a thread waits for: a lane, a device, a socket set.
 ///
@@ -45,4 +49,15 @@ pub struct PeerView {
     pub presence: Presence,
     /// When it last rang this side's bell, in ticks of 256 ns of the monotonic clock; 0 for never.
     pub rung: u32,
+}
+
+/// The last look before a sleep: arms every source, and then whether any is ready. If not, whoever feeds one of them
+/// from now on rings.
+pub(crate) fn arm_and_look(sources: &mut [&mut dyn Source]) -> bool {
+    sources.iter_mut().for_each(|source| source.arm());
+    // SYNC: pairs with the fence in `ring::Waker::must_ring`: what a waker published before its fence is seen below, or
+    // the armed words are seen by the waker. One fence for all sources: each waker of each source fences between its
+    // publication and its look at that source's armed word, so Dekker's argument holds for each pair.
+    fence(Ordering::SeqCst);
+    sources.iter_mut().any(|source| source.ready())
 }

@@ -10,7 +10,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use crate::arena::OwnArena;
@@ -20,7 +19,7 @@ use crate::memory::Memory;
 use crate::poll_set::PollSet;
 use crate::presence::{Presence, Seat, State, this_cpu};
 use crate::spin::{Spin, Step, View};
-use crate::wait::{PeerView, Source};
+use crate::wait::{PeerView, Source, arm_and_look};
 
 /// Looks at the beginning of a wait that ask nothing but the sources, with one pause instruction each.
 const GLANCES: u32 = 8;
@@ -148,13 +147,8 @@ impl Waiter {
     /// Arms every source, looks once more, and sleeps.
     fn doze(&mut self, sources: &mut [&mut dyn Source], timeout: Option<Duration>) -> io::Result<()> {
         self.set.watch(sources)?;
-        sources.iter_mut().for_each(|source| source.arm());
-        // SYNC: pairs with the fence in `ring::Waker::must_ring`: what a waker published before its fence is seen
-        // below, or the armed words are seen by the waker. One fence for all sources: each waker of each source fences
-        // between its publication and its look at that source's armed word, so Dekker's argument holds for each pair.
-        fence(Ordering::SeqCst);
         // What is ready at this look may turn out to be nothing: the spin before it was this wait's only one.
-        if !sources.iter_mut().any(|source| source.ready()) {
+        if !arm_and_look(sources) {
             self.sleep(sources, timeout)?;
             (self.looks, self.begun) = (0, false);
         }

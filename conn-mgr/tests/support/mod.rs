@@ -190,6 +190,10 @@ impl Component {
         // SAFETY: `raw` is fresh memory from `create`, used by nobody else.
         let arena = unsafe { OwnArena::format(raw, id, &plans) }.unwrap();
         arena.stats().messages_sent.add(5);
+        if word("other-layout") {
+            // SAFETY: the header's version, an aligned word of the own arena, which nobody else has seen yet.
+            unsafe { arena.base().add(8).cast::<u32>().write((fido_core::arena::VERSION + 1).to_le()) };
+        }
         let mut component = Self { socket, words, log, assignment, arena, bells: Vec::new() };
         component.hand_over(fd);
         component
