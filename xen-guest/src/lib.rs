@@ -7,4 +7,3 @@
 
 pub mod boot;
 pub mod report;
-pub mod store;

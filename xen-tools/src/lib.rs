@@ -1,7 +1,9 @@
 //! What `fido` needs to work with Xen, as a library.
 //!
+//! * [`doctor`]: whether a guest or dom0 has what Fido needs.
 //! * [`image`]: bootable images of guests.
 //! * [`testbed`]: a real Xen with guests, under software emulation.
 
+pub mod doctor;
 pub mod image;
 pub mod testbed;

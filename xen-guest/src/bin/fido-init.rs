@@ -7,9 +7,9 @@ use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode, ExitStatus};
 
+use fido_core::platform::xen::store::Store;
 use rustix::system::RebootCommand;
 use xen_guest::boot;
-use xen_guest::store::Store;
 
 fn main() -> ExitCode {
     if std::process::id() != 1 {
@@ -21,7 +21,8 @@ fn main() -> ExitCode {
         Err(error) => format!("error {error}"),
     };
     println!("fido-init: the program ended: {ended}");
-    if let Err(error) = Store::open().and_then(|mut store| store.write(boot::EXIT_NODE, &ended)) {
+    let said = Store::connect().and_then(|store| store.now().write(boot::EXIT_NODE, ended.as_bytes()));
+    if let Err(error) = said {
         println!("fido-init: {error}");
     }
     // Without power management in the guest it returns; the kernel then complains that its first process ended.

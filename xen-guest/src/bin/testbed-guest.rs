@@ -3,7 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use xen_guest::store::Store;
+use fido_core::platform::xen::store::Store;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -23,8 +23,8 @@ fn main() -> ExitCode {
 
 /// Asks xenstore who it is, and leaves the answer there.
 fn hello() -> io::Result<()> {
-    let mut store = Store::open()?;
-    let id = store.read("domid")?;
-    println!("hello from domain {id}");
-    store.write("data/hello", &id)
+    let store = Store::connect().map_err(io::Error::other)?;
+    let id = store.now().read("domid").map_err(io::Error::other)?;
+    println!("hello from domain {}", String::from_utf8_lossy(&id));
+    store.now().write("data/hello", &id).map_err(io::Error::other)
 }

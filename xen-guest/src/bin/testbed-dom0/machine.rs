@@ -6,9 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use fido_core::platform::xen::store::Store;
 use xen_guest::boot;
 use xen_guest::report::Kind;
-use xen_guest::store::Store;
 
 use crate::guest::Guest;
 use crate::{Failure, Reporter};
@@ -129,10 +129,8 @@ pub fn xl(arguments: &[&str]) -> Result<String, Failure> {
 
 /// A node of xenstore, `None` if it does not exist.
 pub fn read_node(path: &str) -> Result<Option<String>, Failure> {
-    match Store::open().and_then(|mut store| store.read(path)) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        value => value.map(Some).map_err(|error| error.to_string()),
-    }
+    let value = Store::connect().and_then(|store| store.now().read_if_any(path)).map_err(|error| error.to_string())?;
+    Ok(value.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 fn daemon(name: &str, arguments: &[&str]) -> Result<Child, Failure> {

@@ -1,6 +1,7 @@
 //! `fido xen`: what belongs to the platform Xen, a file for each subcommand.
 
 mod config;
+mod doctor;
 mod image;
 mod testbed;
 
@@ -21,6 +22,9 @@ enum Xen {
     /// What Xen's own command line must have for them comes first, as a comment.
     #[command(after_help = super::EXIT_CODES)]
     Config(config::Command),
+    /// Checks whether this guest, or dom0, has what Fido needs, and says how to mend what is missing.
+    #[command(after_help = doctor::EXIT_CODES)]
+    Doctor(doctor::Command),
     /// Makes bootable images: for a program, or for each guest of a manifest.
     ///
     /// An image is an initial root file system with the statically linked program, the modules that it needs of the
@@ -39,6 +43,7 @@ impl Command {
     pub fn run(self) -> ExitCode {
         match self.command {
             Xen::Config(command) => command.run(),
+            Xen::Doctor(command) => command.run(),
             Xen::Image(command) => command.run(),
             Xen::Testbed(command) => command.run(),
         }
