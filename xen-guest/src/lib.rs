@@ -3,7 +3,9 @@
 //! * `fido-init`: the first process of a guest image: it mounts, loads modules, runs the component, says how it ended.
 //! * `testbed-dom0`: the first process of the testbed's dom0: it runs the scenarios and reports.
 //! * `testbed-guest`: the programs that the scenarios run in guests.
+//! * [`grants`]: the hypervisor's own account of who shares what.
 //! * [`report`]: how results come out of the emulated machine; the other end is in `xen-tools`.
 
 pub mod boot;
+pub mod grants;
 pub mod report;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use fido_core::platform::xen::store::Store;
 use xen_guest::boot;
+use xen_guest::grants::{self, Table};
 use xen_guest::report::Kind;
 
 use crate::guest::Guest;
@@ -87,7 +88,15 @@ impl Machine {
         Ok(guest)
     }
 
-    /// Destroys what guests are left, so that the next scenario finds an empty machine.
+    /// The hypervisor's account of all grants in use, after what its log has had so far.
+    pub fn grants(&self) -> Result<Vec<Table>, Failure> {
+        xl(&["debug-keys", "g"])?;
+        let log = xl(&["dmesg"])?;
+        grants::parse(&log).ok_or_else(|| "Xen's dump of the grant tables is not complete".to_owned())
+    }
+
+    /// Destroys what guests are left, so that the next scenario finds an empty machine. Nothing may be left of them: no
+    /// domain that somebody's mappings keep from ending, and no grant in use.
     pub fn clean_up(&mut self) -> Result<(), Failure> {
         for guest in std::mem::take(&mut self.guests) {
             xl(&["destroy", &guest.id.to_string()])?;
@@ -100,7 +109,8 @@ impl Machine {
             }
             sleep(Duration::from_millis(100));
         }
-        Ok(())
+        let left: Vec<_> = self.grants()?.into_iter().filter(|table| table.domain != 0 || table.active > 0).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("grants are left in the hypervisor: {left:?}")) }
     }
 }
 
