@@ -8,9 +8,9 @@
 //! so: it gives the processor that a spinner offers to whoever else wants it (*displaced*).
 //!
 //! What there is of numbers follows from two promises, not from a machine:
-//! * *Nothing is more than [`SLOWER`] slower than the better way.* A wait that has lasted 4 times what a sleep costs is
+//! * *Nothing is more than `SLOWER` slower than the better way.* A wait that has lasted 4 times what a sleep costs is
 //!   made at most 1.25 times as long by sleeping now. That is the longest spin.
-//! * *Trials cost at most 1 %.* After a trial has cost some time, there is none for [`TRIAL_RATE`] times as long.
+//! * *Trials cost at most 1 %.* After a trial has cost some time, there is none for `TRIAL_RATE` times as long.
 //!
 //! What a sleep costs is measured: the time from the ring of the bell, which the ringer stamps, to the sleeper's first
 //! look, its median. (Spinning as long as a block costs is at most twice as bad as knowing the future: Karlin et al.,

@@ -6,7 +6,7 @@
 //!
 //! What a sleep costs: one system call, whatever the number of sources. Before it each source is armed, looked at and
 //! disarmed once, in user space (three calls a source, for a lane a handful of cached loads and two stores); at most
-//! [`PEERS`] peers are looked at, in turns. A waker makes one system call per sleep and lane.
+//! `PEERS` peers are looked at, in turns. A waker makes one system call per sleep and lane.
 
 use std::io;
 use std::sync::Arc;

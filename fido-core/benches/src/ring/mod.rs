@@ -2,7 +2,7 @@
 //! below which nothing can go, and against what others offer.
 //!
 //! Each side has a sealed arena and a read-only window on the other's, as under the connection manager, and is pinned to
-//! a core. Each question ([`questions`]) is a table; within a table all subjects are measured in turn in every round, so
+//! a core. Each question (`questions`) is a table; within a table all subjects are measured in turn in every round, so
 //! that a disturbance of the machine hits all of them. Exchanges are timed one by one (the clock itself is a subject: its
 //! cost is in every other), rates over a whole round. Every wait is bounded: a side that is gone or stuck ends the run
 //! with an error.
