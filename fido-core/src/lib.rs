@@ -72,6 +72,7 @@ pub mod arena;
 pub mod assignment;
 pub mod bell;
 mod clock;
+pub mod crew;
 pub mod heap;
 pub mod heritage;
 pub mod memory;

@@ -13,29 +13,28 @@
 //! * *Trials cost at most 1 %.* After a trial has cost some time, there is none for `TRIAL_RATE` times as long.
 //!
 //! What a sleep costs is measured: the time from the ring of the bell, which the ringer stamps, to the sleeper's first
-//! look, its median. (Spinning as long as a block costs is at most twice as bad as knowing the future: Karlin et al.,
+//! look, its median; and a spin that ended just too early makes the next ones longer. (Spinning as long as a block costs is at most twice as bad as knowing the future: Karlin et al.,
 //! "Competitive randomized algorithms for nonuniform problems", 1994; here somewhat longer, because what counts is the
 //! time and not the processor, and less often, because most of the time one of the two is right for thousands of waits
 //! in a row.)
 //!
 //! Pure: it reads no clock and makes no system call. Times are nanoseconds of any clock that does not go backwards.
 
-/// The longest spin, in costs of a sleep: what makes a sleep after it at most a quarter of the wait.
+/// The longest spin, in costs of a sleep: a sleep after it adds at most a quarter to the wait.
 const SLOWER: u64 = 4;
 /// Trials may cost one part in so many of the time.
 const TRIAL_RATE: u64 = 100;
 /// Waits of one trial.
 const TRIAL: u32 = 8;
-/// Waits of a trial of spinning that may end in a sleep all the same, before it is given up.
+/// Waits of a trial of spinning that may be in vain before it is given up.
 const TRIAL_VAIN: u32 = 3;
-/// What a sleep costs until one has been measured, and the limits of what is believed, in nanoseconds.
+/// What a sleep costs on an idle processor until one has been measured, in nanoseconds; also how far a spin goes where
+/// the own sleeps are cheaper but the peers' turn out not to be. And the limits of what is believed.
 const COST: u64 = 25_000;
 const MIN_COST: u64 = 1_000;
 const MAX_COST: u64 = 1_000_000;
 /// One, in the units of shares.
 const ONE: u32 = 1 << 10;
-/// Times that a spinner is displaced, in a row or nearly so, until it is believed that the processor is wanted.
-const DISPLACED: u32 = 4;
 
 /// The way a thread waits now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +84,6 @@ struct Trial {
     vain: u32,
     total: u64,
     cost: u64,
-    displaced: bool,
 }
 
 /// What one thread has learned.
@@ -98,12 +96,15 @@ pub struct Spin {
     next_trial: u64,
     /// What a sleep costs: the median of what was measured.
     cost: u64,
+    /// What a sleep of a peer costs, as far as spins that ended just too early tell; at least the own cost. A peer that
+    /// shared this thread's processor while both slept is woken on another one by a spinner, and that takes longer.
+    reach: u64,
     /// The mean length of waits, very long ones cut, in each way.
     spun: Option<u64>,
     slept: Option<u64>,
-    /// The share of waits that ended in a sleep after all.
+    /// The share of waits in which spinning was in vain: they ended in a sleep after all, or the processor
+    /// was wanted by somebody else than who was waited for.
     vain: u32,
-    displaced: u32,
     /// Waits in the present way, up to what a comparison needs.
     waits: u32,
     /// What offering the processor costs when nobody wants it.
@@ -120,10 +121,10 @@ impl Spin {
             trial: None,
             next_trial: 0,
             cost: COST,
+            reach: COST,
             spun: None,
             slept: None,
             vain: 0,
-            displaced: 0,
             waits: 0,
             yield_cost: MIN_COST,
             wait: Wait::default(),
@@ -138,7 +139,7 @@ impl Spin {
     /// Work came within these first looks.
     pub fn glimpsed(&mut self) {
         if self.trial.is_some() {
-            self.waited(0, 0, false, false, self.wait.began);
+            self.waited(0, 0, false, self.wait.began);
         } else {
             self.spun = self.spun.map(|mean| mean - mean.div_ceil(16));
             self.waits = (self.waits + 1).min(TRIAL);
@@ -152,8 +153,8 @@ impl Spin {
         let budget = match self.present_way() {
             Way::Sleep => 0,
             // Enough for one that has been woken to come and answer.
-            Way::Spin if view.quiet => 2 * self.cost,
-            Way::Spin => SLOWER * self.cost,
+            Way::Spin if view.quiet => 2 * self.reach,
+            Way::Spin => SLOWER * self.reach,
         };
         let pace = self.cost / 16;
         let next_yield = if view.crowded { now } else { now + pace };
@@ -191,7 +192,8 @@ impl Spin {
     pub fn found(&mut self, now: u64) {
         let length = now.saturating_sub(self.wait.began);
         let spun = self.wait.spent.unwrap_or(length.min(self.wait.budget));
-        self.waited(length, spun, false, self.wait.displaced, now);
+        // Work that is there when the processor comes back came from whoever had it: that is no spin in vain.
+        self.waited(length, spun, self.wait.spent.is_some(), now);
     }
 
     /// A sleep is over, `woken` after the bell was rung for it, if that is known.
@@ -201,10 +203,22 @@ impl Spin {
             let step = self.cost / 16;
             self.cost = if woken > self.cost { self.cost + step } else { self.cost - step };
             self.cost = self.cost.clamp(MIN_COST, MAX_COST);
+            self.learn_reach(now.saturating_sub(self.wait.began).saturating_sub(woken));
         }
         let length = now.saturating_sub(self.wait.began);
         let spun = self.wait.spent.unwrap_or(0);
-        self.waited(length, spun, self.wait.budget > 0, self.wait.displaced, now);
+        self.waited(length, spun, self.wait.budget > 0, now);
+    }
+
+    /// After a spin and a sleep: what was waited for came so long after the wait had begun.
+    fn learn_reach(&mut self, came: u64) {
+        let Wait { budget, displaced, .. } = self.wait;
+        if budget > 0 && !displaced && came <= 2 * budget {
+            self.reach = (self.reach + self.reach / 4).min(COST);
+        } else {
+            self.reach -= self.reach.saturating_sub(self.cost) / 64;
+        }
+        self.reach = self.reach.max(self.cost);
     }
 
     /// What a sleep costs here, in nanoseconds, as far as is known.
@@ -231,16 +245,15 @@ impl Spin {
         }
     }
 
-    fn waited(&mut self, length: u64, spun: u64, vain: bool, displaced: bool, now: u64) {
-        let length = length.min(2 * SLOWER * self.cost);
+    fn waited(&mut self, length: u64, spun: u64, vain: bool, now: u64) {
+        let length = length.min(2 * SLOWER * self.reach);
         let way = self.present_way();
         if let Some(trial) = &mut self.trial {
             trial.waits += 1;
             trial.total += length;
             trial.vain += u32::from(vain);
-            trial.displaced |= displaced;
             trial.cost += if way == Way::Spin { spun } else { self.cost };
-            let given_up = way == Way::Spin && (trial.displaced || trial.vain >= TRIAL_VAIN);
+            let given_up = way == Way::Spin && trial.vain >= TRIAL_VAIN;
             if given_up || trial.waits == TRIAL {
                 let trial = *trial;
                 self.judge(&trial, given_up, now);
@@ -253,8 +266,7 @@ impl Spin {
             Way::Spin => {
                 self.spun = Some(mean(self.spun, length));
                 self.vain = self.vain - self.vain.div_ceil(16) + if vain { ONE / 16 } else { 0 };
-                self.displaced = if displaced { self.displaced + 4 } else { self.displaced.saturating_sub(1) };
-                if self.vain > ONE / 2 || self.displaced >= 4 * DISPLACED {
+                if self.vain > ONE / 2 {
                     self.go(Way::Sleep);
                     self.rest(SLOWER * self.cost, now);
                 }
@@ -283,7 +295,7 @@ impl Spin {
     }
 
     fn go(&mut self, way: Way) {
-        (self.way, self.waits, self.vain, self.displaced) = (way, 0, 0, 0);
+        (self.way, self.waits, self.vain) = (way, 0, 0);
     }
 
     /// No trial for a while, after one that has cost so much.

@@ -50,7 +50,7 @@ pub const REGIMES: [Regime; 8] = [
 ];
 
 /// Questions of a burst, and between two stalls.
-const BURST: u32 = 64;
+const BURST: u32 = 256;
 /// Work of the last domain for each question, in an appliance.
 const WORK: Duration = Duration::from_micros(2);
 const ASK: u8 = 1;
@@ -78,7 +78,7 @@ impl Regime {
 pub struct Turn {
     /// Answers that count.
     pub answers: u64,
-    /// The time that they took together; gaps between bursts are not in it.
+    /// The whole time less the gaps between bursts.
     pub busy: Duration,
     /// The whole time that counts.
     pub elapsed: Duration,

@@ -20,6 +20,7 @@ pub fn regimes(measured: &[Measured], rounds: u32, report: &mut Report) {
         let (rate_of_best, time_of_best) = (best(rate, f64::max), best(time, f64::min));
         let columns = vec![
             Column::new("answers", "1/s", 0),
+            Column::new("without gaps", "1/s", 0),
             Column::new("median", "us", 2),
             Column::new("p99", "us", 1),
             Column::new("p99.9", "us", 1),
@@ -37,6 +38,7 @@ pub fn regimes(measured: &[Measured], rounds: u32, report: &mut Report) {
             let answers = total(|turn| turn.answers as f64);
             let cells = [
                 rate(way),
+                answers / total(|turn| turn.busy.as_secs_f64()),
                 time(way),
                 quantile(0.99),
                 quantile(0.999),
@@ -68,7 +70,7 @@ pub fn regimes(measured: &[Measured], rounds: u32, report: &mut Report) {
 
 /// Answers per second, the median of the rounds.
 fn rate(measured: &Measured) -> f64 {
-    median(&measured.turns.iter().map(|turn| turn.answers as f64 / turn.busy.as_secs_f64()).collect::<Vec<_>>())
+    median(&measured.turns.iter().map(|turn| turn.answers as f64 / turn.elapsed.as_secs_f64()).collect::<Vec<_>>())
 }
 
 /// The median time of an answer, in microseconds.
