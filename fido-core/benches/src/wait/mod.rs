@@ -1,7 +1,10 @@
 //! What waiting costs: spinning, sleeping and adaptive waiting in turns, in the situations that differ; what a sleep on
 //! many sources costs, and by which means; an idle appliance; and serving threads that come and go with the load.
 
+pub mod idle;
 mod regimes;
+mod scaling;
+mod sources;
 mod tables;
 
 use std::path::PathBuf;
@@ -13,8 +16,10 @@ use hdrhistogram::Histogram;
 
 use crate::Failure;
 use crate::machine::Machine;
+use crate::other_side::Program;
 use crate::report::Report;
 use regimes::{Length, REGIMES, Regime, Turn};
+use sources::{MEANS, SOURCES, Wakes};
 
 /// What is to be measured, and where the results go.
 #[derive(Debug, Clone, Args)]
@@ -28,6 +33,9 @@ pub struct Options {
     /// Writes the tables' cells as CSV, one a line.
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
+    /// Draws each table as an SVG file in this folder.
+    #[arg(long, value_name = "FOLDER")]
+    pub plot: Option<PathBuf>,
     /// Short turns: to see that it works, not what it costs.
     #[arg(long)]
     pub quick: bool,
@@ -44,15 +52,27 @@ struct Measured {
     turns: Vec<Turn>,
 }
 
-/// Measures, prints the tables, and writes what the options ask for.
+/// Measures, prints the tables, and writes what the options ask for. `domain` says how this program becomes a domain of
+/// the appliance that idles ([`idle::domain`]).
 ///
 /// # Errors
-/// If a thread fails or a file cannot be written.
-pub fn run(options: &Options) -> Result<(), Failure> {
-    let machine = Machine::here(None);
-    let measured = measure(options)?;
-    let mut report = Report { machine, tables: Vec::new(), targets: Vec::new() };
-    tables::regimes(&measured, options.rounds, &mut report);
+/// If a thread or a domain fails, or a file cannot be written.
+pub fn run(options: &Options, domain: &Program<'_>) -> Result<(), Failure> {
+    let mut report = Report { machine: Machine::here(None), tables: Vec::new(), targets: Vec::new() };
+    let millis = |quick, full| Duration::from_millis(if options.quick { quick } else { full });
+    let length = Length { warm_up: millis(5, 150), counted: millis(10, 350) };
+    tables::regimes(&regimes_in_turn(options.rounds, length)?, options.rounds, &mut report);
+    tables::sources(&sources_in_turn(options)?, &mut report);
+    tables::lanes(&lanes(options)?, &mut report);
+    let mut idle = Vec::new();
+    for wait in [WaitStrategy::Sleep, WaitStrategy::Adaptive] {
+        idle.push((wait, idle::measure(wait, millis(200, 5000), domain)?));
+    }
+    tables::idle(&idle, &mut report);
+    let most = std::thread::available_parallelism().map_or(1, usize::from);
+    for most in [1, most.max(2)] {
+        tables::scaling(most, &scaling::measure(most, millis(50, 1000))?, &mut report);
+    }
     println!("{report}");
     if let Some(path) = &options.json {
         report.write_json(path)?;
@@ -60,23 +80,42 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     if let Some(path) = &options.csv {
         report.write_csv(path)?;
     }
+    if let Some(folder) = &options.plot {
+        report.plot(folder)?;
+    }
     Ok(())
 }
 
-fn measure(options: &Options) -> Result<Vec<Measured>, Failure> {
-    let millis = if options.quick { (5, 10) } else { (150, 350) };
-    let length = Length { warm_up: Duration::from_millis(millis.0), counted: Duration::from_millis(millis.1) };
+fn regimes_in_turn(rounds: u32, length: Length) -> Result<Vec<Measured>, Failure> {
     let mut all = Vec::new();
     for regime in REGIMES {
         for wait in WAYS {
             all.push(Measured { regime, wait, times: Histogram::new(3)?, turns: Vec::new() });
         }
     }
-    for _ in 0..options.rounds {
+    for _ in 0..rounds {
         for measured in &mut all {
             let turn = regimes::play(measured.regime, measured.wait, length, &mut measured.times)?;
             measured.turns.push(turn);
         }
     }
     Ok(all)
+}
+
+/// Every means with every number of sources.
+fn sources_in_turn(options: &Options) -> Result<Vec<Wakes>, Failure> {
+    let wakes = if options.quick { 20 } else { 2000 };
+    let mut all = Vec::new();
+    for sources in SOURCES {
+        for means in MEANS {
+            all.push(sources::measure(means, sources, wakes)?);
+        }
+    }
+    Ok(all)
+}
+
+/// A sleep of a thread with so many lanes, in nanoseconds.
+fn lanes(options: &Options) -> Result<Vec<(usize, f64)>, Failure> {
+    let sleeps = if options.quick { 20 } else { 2000 };
+    SOURCES.into_iter().map(|lanes| Ok((lanes, sources::lanes(lanes, sleeps)?))).collect()
 }

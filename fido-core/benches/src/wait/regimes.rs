@@ -53,9 +53,11 @@ pub const REGIMES: [Regime; 8] = [
 const BURST: u32 = 256;
 /// Work of the last domain for each question, in an appliance.
 const WORK: Duration = Duration::from_micros(2);
-const ASK: u8 = 1;
+/// The kind of a question.
+pub const ASK: u8 = 1;
 const STOP: u8 = 2;
-const ARENA: u64 = 4 << 20;
+/// Bytes of an arena.
+pub const ARENA: u64 = 4 << 20;
 /// Nobody waits longer without looking again, so that a lost wake-up would show as a wait of this length.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -317,11 +319,16 @@ impl Flushed for Port {
     }
 }
 
-fn send(lane: &mut Lane, kind: u8) -> Result<(), Failure> {
+/// Sends a message without payload.
+///
+/// # Errors
+/// The lane's.
+pub fn send(lane: &mut Lane, kind: u8) -> Result<(), Failure> {
     Ok(lane.send(Head { kind, flags: 0, args: [0; 4] }, Payload::new())?)
 }
 
-fn work_for(time: Duration) {
+/// Works for a while.
+pub fn work_for(time: Duration) {
     let began = Instant::now();
     while !time.is_zero() && began.elapsed() < time {
         std::hint::spin_loop();

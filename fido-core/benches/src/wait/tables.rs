@@ -48,13 +48,8 @@ pub fn regimes(measured: &[Measured], rounds: u32, report: &mut Report) {
                 rate(way) / rate_of_best,
                 time(way) / time_of_best,
             ];
-            let name = match way.wait {
-                WaitStrategy::Spin => "spin",
-                WaitStrategy::Sleep => "sleep",
-                WaitStrategy::Adaptive => "adaptive",
-            };
             let cells = cells.into_iter().map(Some).collect();
-            table.rows.push(Row { raw: Raw::of(&way.times), ..Row::new(name, cells) });
+            table.rows.push(Row { raw: Raw::of(&way.times), ..Row::new(name(way.wait), cells) });
             if way.wait == WaitStrategy::Adaptive {
                 let mut aim = |what: &str, ratio| {
                     let what = format!("{}: {what}, worse than the better by", regime.name());
@@ -76,4 +71,80 @@ fn rate(measured: &Measured) -> f64 {
 /// The median time of an answer, in microseconds.
 fn time(measured: &Measured) -> f64 {
     measured.times.value_at_quantile(0.5) as f64 / 1000.0
+}
+
+/// What wakes a thread that sleeps on many sources.
+pub fn sources(all: &[Wakes], report: &mut Report) {
+    let columns = vec![
+        Column::new("woken after", "us", 2),
+        Column::new("p99", "us", 1),
+        Column::new("ring", "us", 2),
+        Column::new("look at nothing", "us", 2),
+    ];
+    let title = "one sleep on many sources: by which means (idle core)";
+    let mut table = Table::new("sources", title, columns);
+    for wakes in all {
+        let label = format!("{} sources, {}", wakes.sources, wakes.means.name());
+        let Some(times) = &wakes.times else {
+            table.rows.push(Row::absent(label, "the kernel takes at most 128"));
+            continue;
+        };
+        let times_at = |at| times.value_at_quantile(at) as f64 / 1000.0;
+        let cells = [times_at(0.5), times_at(0.99), wakes.ring / 1000.0, wakes.look / 1000.0];
+        table.rows.push(Row { raw: Raw::of(times), ..Row::new(label, cells.map(Some).to_vec()) });
+    }
+    report.tables.push(table);
+}
+
+/// What a sleep costs a thread that serves many lanes.
+pub fn lanes(all: &[(usize, f64)], report: &mut Report) {
+    let columns = vec![Column::new("a sleep", "us", 2), Column::new("for each lane", "ns", 1)];
+    let title = "arming, looking and disarming all lanes, with the one system call, which finds nothing";
+    let mut table = Table::new("lanes", title, columns);
+    for (lanes, nanoseconds) in all {
+        let cells = vec![Some(nanoseconds / 1000.0), Some(nanoseconds / *lanes as f64)];
+        table.rows.push(Row::new(format!("{lanes} lanes"), cells));
+    }
+    report.tables.push(table);
+}
+
+/// What the idle appliance used.
+pub fn idle(all: &[(WaitStrategy, Idle)], report: &mut Report) {
+    let columns = vec![Column::new("of a core", "%", 3), Column::new("sleeps", "1/s", 1)];
+    let mut table = Table::new("idle", "an appliance of three domains with nothing to do", columns);
+    for (wait, idle) in all {
+        table.rows.push(Row::new(name(*wait), vec![Some(idle.cores * 100.0), Some(idle.sleeps)]));
+        if *wait == WaitStrategy::Adaptive {
+            let what = "idle appliance: share of a core".to_owned();
+            report.targets.push(Target { what, limit: Limit::AtMost(0.01), measured: Some(idle.cores) });
+        }
+    }
+    report.tables.push(table);
+}
+
+/// How a crew followed its load.
+pub fn scaling(most: usize, phases: &[Phase], report: &mut Report) {
+    let columns = vec![
+        Column::new("answers", "1/s", 0),
+        Column::new("cores", "", 2),
+        Column::new("threads at the end", "", 0),
+        Column::new("taken on", "", 0),
+        Column::new("let go", "", 0),
+    ];
+    let title = format!("four lanes served by a crew of one to {most} threads, 5 us of work for each answer");
+    let mut table = Table::new(&format!("crew-{most}"), title, columns);
+    for phase in phases {
+        let (taken_on, let_go) = phase.changes;
+        let cells = [phase.rate, phase.cores, phase.threads as f64, taken_on as f64, let_go as f64];
+        table.rows.push(Row::new(phase.name, cells.map(Some).to_vec()));
+    }
+    report.tables.push(table);
+}
+
+fn name(wait: WaitStrategy) -> &'static str {
+    match wait {
+        WaitStrategy::Spin => "spin",
+        WaitStrategy::Sleep => "sleep",
+        WaitStrategy::Adaptive => "adaptive",
+    }
 }
