@@ -13,7 +13,7 @@
 //! * *Trials cost at most 1 %.* After a trial has cost some time, there is none for `TRIAL_RATE` times as long.
 //!
 //! What a sleep costs is measured: the time from the ring of the bell, which the ringer stamps, to the sleeper's first
-//! look, its median; and a spin that ended just too early makes the next ones longer. (Spinning as long as a block costs is at most twice as bad as knowing the future: Karlin et al.,
+//! look, its median. (Spinning as long as a block costs is at most twice as bad as knowing the future: Karlin et al.,
 //! "Competitive randomized algorithms for nonuniform problems", 1994; here somewhat longer, because what counts is the
 //! time and not the processor, and less often, because most of the time one of the two is right for thousands of waits
 //! in a row.)
@@ -28,11 +28,13 @@ const TRIAL_RATE: u64 = 100;
 const TRIAL: u32 = 8;
 /// Waits of a trial of spinning that may be in vain before it is given up.
 const TRIAL_VAIN: u32 = 3;
-/// What a sleep costs on an idle processor until one has been measured, in nanoseconds; also how far a spin goes where
-/// the own sleeps are cheaper but the peers' turn out not to be. And the limits of what is believed.
+/// What a sleep costs on an idle processor of common machines, in nanoseconds: believed until one has been measured, and
+/// of peers as long as the own ones do not cost more. And the limits of what is believed.
 const COST: u64 = 25_000;
 const MIN_COST: u64 = 1_000;
 const MAX_COST: u64 = 1_000_000;
+/// A mean forgets: each new value counts one part in so many.
+const MEMORY: u64 = 64;
 /// One, in the units of shares.
 const ONE: u32 = 1 << 10;
 
@@ -81,6 +83,8 @@ struct Wait {
 #[derive(Debug, Clone, Copy, Default)]
 struct Trial {
     waits: u32,
+    /// Those of them that were short enough to say something.
+    telling: u32,
     vain: u32,
     total: u64,
     cost: u64,
@@ -96,10 +100,7 @@ pub struct Spin {
     next_trial: u64,
     /// What a sleep costs: the median of what was measured.
     cost: u64,
-    /// What a sleep of a peer costs, as far as spins that ended just too early tell; at least the own cost. A peer that
-    /// shared this thread's processor while both slept is woken on another one by a spinner, and that takes longer.
-    reach: u64,
-    /// The mean length of waits, very long ones cut, in each way.
+    /// The mean length of the waits that say something about it, in each way.
     spun: Option<u64>,
     slept: Option<u64>,
     /// The share of waits in which spinning was in vain: they ended in a sleep after all, or the processor
@@ -121,7 +122,6 @@ impl Spin {
             trial: None,
             next_trial: 0,
             cost: COST,
-            reach: COST,
             spun: None,
             slept: None,
             vain: 0,
@@ -141,7 +141,7 @@ impl Spin {
         if self.trial.is_some() {
             self.waited(0, 0, false, self.wait.began);
         } else {
-            self.spun = self.spun.map(|mean| mean - mean.div_ceil(16));
+            self.spun = self.spun.map(|mean| mean - mean.div_ceil(MEMORY));
             self.waits = (self.waits + 1).min(TRIAL);
             self.vain -= self.vain.div_ceil(16);
         }
@@ -153,8 +153,8 @@ impl Spin {
         let budget = match self.present_way() {
             Way::Sleep => 0,
             // Enough for one that has been woken to come and answer.
-            Way::Spin if view.quiet => 2 * self.reach,
-            Way::Spin => SLOWER * self.reach,
+            Way::Spin if view.quiet => 2 * self.reach(),
+            Way::Spin => SLOWER * self.reach(),
         };
         let pace = self.cost / 16;
         let next_yield = if view.crowded { now } else { now + pace };
@@ -203,22 +203,17 @@ impl Spin {
             let step = self.cost / 16;
             self.cost = if woken > self.cost { self.cost + step } else { self.cost - step };
             self.cost = self.cost.clamp(MIN_COST, MAX_COST);
-            self.learn_reach(now.saturating_sub(self.wait.began).saturating_sub(woken));
         }
         let length = now.saturating_sub(self.wait.began);
         let spun = self.wait.spent.unwrap_or(0);
         self.waited(length, spun, self.wait.budget > 0, now);
     }
 
-    /// After a spin and a sleep: what was waited for came so long after the wait had begun.
-    fn learn_reach(&mut self, came: u64) {
-        let Wait { budget, displaced, .. } = self.wait;
-        if budget > 0 && !displaced && came <= 2 * budget {
-            self.reach = (self.reach + self.reach / 4).min(COST);
-        } else {
-            self.reach -= self.reach.saturating_sub(self.cost) / 64;
-        }
-        self.reach = self.reach.max(self.cost);
+    /// What a sleep costs a peer, as far as that is known here; at least [`COST`], because it may cost the peer more than
+    /// this thread: two that share a processor while both sleep wake each other cheaply, but a spinner does not let its
+    /// peer in there, and it is woken on another one.
+    fn reach(&self) -> u64 {
+        self.cost.max(COST)
     }
 
     /// What a sleep costs here, in nanoseconds, as far as is known.
@@ -246,11 +241,15 @@ impl Spin {
     }
 
     fn waited(&mut self, length: u64, spun: u64, vain: bool, now: u64) {
-        let length = length.min(2 * SLOWER * self.reach);
+        // In a wait that outlasts every spin both ways sleep: its length says nothing about them.
+        let is_telling = length <= SLOWER * self.reach() + self.cost;
         let way = self.present_way();
         if let Some(trial) = &mut self.trial {
             trial.waits += 1;
-            trial.total += length;
+            if is_telling {
+                trial.telling += 1;
+                trial.total += length;
+            }
             trial.vain += u32::from(vain);
             trial.cost += if way == Way::Spin { spun } else { self.cost };
             let given_up = way == Way::Spin && trial.vain >= TRIAL_VAIN;
@@ -262,9 +261,12 @@ impl Spin {
         }
         self.waits = (self.waits + 1).min(TRIAL);
         match way {
-            Way::Sleep => self.slept = Some(mean(self.slept, length)),
+            Way::Sleep if is_telling => self.slept = Some(mean(self.slept, length)),
+            Way::Sleep => {}
             Way::Spin => {
-                self.spun = Some(mean(self.spun, length));
+                if is_telling {
+                    self.spun = Some(mean(self.spun, length));
+                }
                 self.vain = self.vain - self.vain.div_ceil(16) + if vain { ONE / 16 } else { 0 };
                 if self.vain > ONE / 2 {
                     self.go(Way::Sleep);
@@ -277,17 +279,16 @@ impl Spin {
     /// A trial is over: stays, or goes over to the other way.
     fn judge(&mut self, trial: &Trial, given_up: bool, now: u64) {
         self.trial = None;
-        let tried = trial.total / u64::from(trial.waits);
-        let margin = tried / 8;
+        let tried = trial.total.checked_div(trial.telling.into());
         match self.way {
             // Even where the waits are no shorter, what is found by spinning is found at once.
-            Way::Sleep if !given_up && self.slept.is_none_or(|mean| tried <= mean + mean / 8) => {
+            Way::Sleep if !given_up && tried.zip(self.slept).is_none_or(|(tried, mean)| tried <= mean + mean / 8) => {
                 self.go(Way::Spin);
-                self.spun = Some(tried);
+                self.spun = tried;
             }
-            Way::Spin if self.spun.is_some_and(|mean| tried + margin < mean) => {
+            Way::Spin if tried.zip(self.spun).is_some_and(|(tried, mean)| tried + tried / 8 < mean) => {
                 self.go(Way::Sleep);
-                self.slept = Some(tried);
+                self.slept = tried;
             }
             _ => {}
         }
@@ -304,9 +305,9 @@ impl Spin {
     }
 }
 
-/// A mean that forgets: each new value counts a sixteenth.
+/// A mean that forgets.
 fn mean(before: Option<u64>, value: u64) -> u64 {
-    before.map_or(value, |mean| mean - mean / 16 + value / 16)
+    before.map_or(value, |mean| mean - mean / MEMORY + value / MEMORY)
 }
 
 #[cfg(test)]

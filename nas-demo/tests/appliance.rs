@@ -160,3 +160,41 @@ fn an_idle_nas_passes_the_fence_of_its_disk() {
     write_stably(&mut client, &nas, 1);
     manager.shutdown(LIMIT).expect("an end in order");
 }
+
+/// Processor time of all threads of a process, as the scheduler has counted it.
+fn cpu_time(pid: u32) -> Duration {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
+    let ran = tasks.map(|task| {
+        // A thread may end while it is asked.
+        let text = std::fs::read_to_string(task.expect("a thread").path().join("schedstat")).unwrap_or_default();
+        text.split_whitespace().next().map_or(0, |nanoseconds| nanoseconds.parse::<u64>().expect("a number"))
+    });
+    Duration::from_nanos(ran.sum())
+}
+
+#[test]
+fn an_idle_appliance_uses_next_to_nothing() {
+    // What is measured is processor time, not how fast anything is, and it is far below the limit: an idle domain sleeps
+    // until something wakes it. The limit is met on a machine however busy with other things.
+    const IDLE: Duration = Duration::from_secs(2);
+    let dir = tempfile::tempdir().expect("a directory");
+    let nas = nas(Mode::Split, dir.path());
+    let manager = nas.start(LIMIT, &|| Ok(())).expect("the appliance starts");
+    // It has worked, and a client is connected.
+    let mut client = mount(nas.listen);
+    let spec = Spec { records: vec![(4096, 1 << 20)], depth: 8, random_calls: 50 };
+    iozone::run(&mut client, &spec, &mut |_, _, _| Ok(())).expect("right answers only");
+    // Let what was written settle.
+    std::thread::sleep(Duration::from_secs(1));
+    let pids: Vec<u32> = manager.status().domains.iter().filter_map(|domain| domain.pid).collect();
+    assert_eq!(pids.len(), 3);
+    let used = || pids.iter().map(|pid| cpu_time(*pid)).sum::<Duration>();
+    let (before, began) = (used(), Instant::now());
+    assert!(before > Duration::ZERO, "the kernel counts");
+    std::thread::sleep(IDLE);
+    let (used, elapsed) = (used() - before, began.elapsed());
+    drop(client);
+    manager.shutdown(LIMIT).expect("an end in order");
+    assert!(used < elapsed / 100, "{used:?} of processor time in {elapsed:?}");
+    println!("{:.3} % of a core", 100.0 * used.as_secs_f64() / elapsed.as_secs_f64());
+}

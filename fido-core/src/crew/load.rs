@@ -1,6 +1,7 @@
 //! Whether a serving thread has too much to do or too little: judged by its rounds, not by a clock.
 //!
-//! A *round* looks at every job once. After [`WINDOW`] rounds the share of those that found work says how the thread
+//! A *round* looks at every job once. Idle looks in a row are one round, for how many there are says how fast they are
+//! and not how much there is to do. After [`WINDOW`] rounds the share of those that found work says how the thread
 //! fares; several windows in a row have to say the same before anything is changed, more of them for giving up a thread
 //! than for taking one on. A thread that has slept its fill without work has next to nothing to do.
 
@@ -12,9 +13,10 @@ const SHRINK_AFTER: u32 = 16;
 /// One, in the units of shares.
 pub const WHOLE: u32 = 16;
 /// The share of rounds with work from which on a thread is saturated.
-const SATURATED: u32 = 14;
-/// The share up to which the work of two threads together is little enough for one.
-pub const LIGHT: u32 = 10;
+const SATURATED: u32 = 12;
+/// The share up to which a thread has little to do: most of its rounds with work are followed by a pause. Two such can be
+/// one.
+pub const LIGHT: u32 = 9;
 /// The share of rounds in which a job has to have work to count as one that would gain by a thread of its own.
 const ACTIVE: u32 = 2;
 
@@ -108,8 +110,8 @@ mod tests {
         let mut load = Load::default();
         assert_eq!(verdicts(&mut load, GROW_AFTER - 1, [16, 16]), []);
         assert_eq!(verdicts(&mut load, 1, [16, 16]), [Verdict::Share]);
-        assert_eq!(verdicts(&mut load, GROW_AFTER - 1, [14, 2]), [], "counted anew");
-        assert_eq!(verdicts(&mut load, 1, [14, 2]), [Verdict::Share]);
+        assert_eq!(verdicts(&mut load, GROW_AFTER - 1, [12, 2]), [], "counted anew");
+        assert_eq!(verdicts(&mut load, 1, [12, 2]), [Verdict::Share]);
     }
 
     #[test]
@@ -120,11 +122,11 @@ mod tests {
     #[test]
     fn a_light_load_leaves_after_more_windows_and_one_between_changes_nothing() {
         let mut load = Load::default();
-        assert_eq!(verdicts(&mut load, SHRINK_AFTER - 1, [10, 3]), []);
-        assert_eq!(verdicts(&mut load, 1, [10, 3]), [Verdict::Leave]);
-        assert_eq!(verdicts(&mut load, 100, [12, 12]), [], "neither");
+        assert_eq!(verdicts(&mut load, SHRINK_AFTER - 1, [9, 3]), []);
+        assert_eq!(verdicts(&mut load, 1, [9, 3]), [Verdict::Leave]);
+        assert_eq!(verdicts(&mut load, 100, [11, 11]), [], "neither");
         verdicts(&mut load, GROW_AFTER - 1, [16, 16]);
-        verdicts(&mut load, 1, [12, 12]);
+        verdicts(&mut load, 1, [11, 11]);
         assert_eq!(verdicts(&mut load, 1, [16, 16]), [], "not in a row");
         assert_eq!(load.lull(), Verdict::Leave);
     }

@@ -89,7 +89,7 @@ pub struct Counts {
     pub handed_over: u64,
 }
 
-type MakeWaiter = Box<dyn Fn() -> io::Result<Waiter> + Send + Sync>;
+type MakeWaiter = Box<dyn FnMut() -> io::Result<Waiter> + Send>;
 
 /// Serving threads. They end, and drop their jobs, when this is dropped.
 pub struct Crew<J: Job + 'static> {
@@ -130,6 +130,7 @@ impl<J> Place<J> {
 struct Board<J> {
     /// A place for each thread there may be.
     places: Vec<Option<Place<J>>>,
+    make_waiter: MakeWaiter,
     ending: bool,
     counts: Counts,
     failures: Vec<Failure>,
@@ -140,7 +141,6 @@ struct Board<J> {
 
 struct Shared<J> {
     limits: Limits,
-    make_waiter: MakeWaiter,
     board: Mutex<Board<J>>,
     /// Rung for each failure.
     failed: Bell,
@@ -166,7 +166,7 @@ impl<J: Job + 'static> Crew<J> {
     /// [`CrewError`] if the limits make no sense, or the first threads cannot be started.
     pub fn start(
         limits: Limits,
-        make_waiter: impl Fn() -> io::Result<Waiter> + Send + Sync + 'static,
+        make_waiter: impl FnMut() -> io::Result<Waiter> + Send + 'static,
         jobs: Vec<J>,
     ) -> Result<Self, CrewError> {
         if limits.least < 1 || limits.least > limits.most || limits.most > MAX_CREW {
@@ -174,14 +174,14 @@ impl<J: Job + 'static> Crew<J> {
         }
         let board = Board {
             places: (0..limits.most).map(|_| None).collect(),
+            make_waiter: Box::new(make_waiter),
             ending: false,
             counts: Counts::default(),
             failures: Vec::new(),
             threads: Vec::new(),
             given_back: Vec::new(),
         };
-        let make_waiter = Box::new(make_waiter);
-        let shared = Arc::new(Shared { limits, make_waiter, board: Mutex::new(board), failed: Bell::new()? });
+        let shared = Arc::new(Shared { limits, board: Mutex::new(board), failed: Bell::new()? });
         let crew = Self { shared };
         let mut hands: Vec<Vec<J>> = (0..limits.least).map(|_| Vec::new()).collect();
         for (index, job) in jobs.into_iter().enumerate() {
@@ -208,6 +208,11 @@ impl<J: Job + 'static> Crew<J> {
     /// Failures that have not been taken yet. [`Crew::failed`] is readable when there is one.
     pub fn failures(&self) -> Vec<Failure> {
         std::mem::take(&mut self.shared.board().failures)
+    }
+
+    /// Whether there are failures that have not been taken.
+    pub fn has_failed(&self) -> bool {
+        !self.shared.board().failures.is_empty()
     }
 
     /// Readable when there has been a failure; edge-triggered.

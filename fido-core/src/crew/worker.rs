@@ -26,8 +26,10 @@ pub(super) struct Worker<J: Job + 'static> {
     waiter: Waiter,
     charges: Vec<Charge<J>>,
     load: Load,
-    /// The last wait began without work in between since the one before it.
+    /// The last round found nothing.
     idle: bool,
+    /// There has been no work since the last wait that lasted its whole time.
+    rested: bool,
 }
 
 /// Starts a thread that serves `jobs`, in a free place. Gives the jobs back if there is none, or the system has none.
@@ -41,7 +43,7 @@ pub(super) fn take_on<J: Job + 'static>(
         // Nobody gives it more before it has said how it fares.
         let share = AtomicU32::new(WHOLE);
         let door = Arc::new(Door { bell: Bell::new()?, knocked: AtomicBool::new(true), share });
-        Ok((place, door, (shared.make_waiter)()?))
+        Ok((place, door, (board.make_waiter)()?))
     });
     let (place, door, waiter) = match prepared {
         Ok(prepared) => prepared,
@@ -52,7 +54,7 @@ pub(super) fn take_on<J: Job + 'static>(
     let mine = shared.clone();
     let thread = std::thread::Builder::new().name(format!("fido-crew-{place}")).spawn(move || {
         let (charges, load) = (Vec::new(), Load::default());
-        serve(Worker { shared: mine, place, door, waiter, charges, load, idle: false });
+        serve(Worker { shared: mine, place, door, waiter, charges, load, idle: false, rested: false });
     });
     match thread {
         Ok(thread) => {
@@ -83,26 +85,27 @@ impl<J: Job + 'static> Worker<J> {
         }
         let mut busy = false;
         for index in (0..self.charges.len()).rev() {
-            match self.guarded(index, J::poll) {
-                Some(true) => {
-                    self.charges[index].work += 1;
-                    busy = true;
-                }
-                Some(false) | None => {}
+            if self.guarded(index, J::poll) == Some(true) {
+                self.charges[index].work += 1;
+                busy = true;
             }
         }
-        let mut verdict = self.load.round(busy, self.charges.iter_mut().map(|charge| &mut charge.work));
+        let mut verdict = Verdict::Stay;
+        if busy || !self.idle {
+            verdict = self.load.round(busy, self.charges.iter_mut().map(|charge| &mut charge.work));
+        }
         if busy {
             self.waiter.busy();
-            self.idle = false;
+            self.rested = false;
         } else {
             let rested = self.rest();
             // Only a wait that has lasted its whole time without work is a lull.
-            if rested && self.idle {
+            if rested && self.rested {
                 verdict = self.load.lull();
             }
-            self.idle = rested;
+            self.rested = rested;
         }
+        self.idle = !busy;
         self.door.share.store(self.load.share(), Ordering::Relaxed);
         match verdict {
             Verdict::Stay => true,
@@ -212,7 +215,7 @@ impl<J: Job + 'static> Worker<J> {
         }
         let others = board.places.iter().enumerate().filter(|(index, _)| *index != self.place);
         let others = others.filter_map(|(index, place)| Some((place.as_ref()?.share(), index)));
-        let Some((_, heir)) = others.min().filter(|(share, _)| mine == 0 || share + mine <= LIGHT) else {
+        let Some((_, heir)) = others.min().filter(|(share, _)| mine == 0 || *share <= LIGHT) else {
             return false;
         };
         self.charges.iter_mut().for_each(|charge| charge.job.flush());

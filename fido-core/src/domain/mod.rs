@@ -17,6 +17,7 @@ use crate::addr::DomainId;
 use crate::arena::{ArenaError, LanePlan, OwnArena};
 use crate::assignment::{Assignment, LinkAssignment};
 use crate::bell::Bell;
+use crate::crew::{Crew, CrewError, Job, Limits};
 use crate::lane::{Lane, LaneSetup, Mailbox, News};
 use crate::memory::Memory;
 use crate::platform::host::HostPlatform;
@@ -172,6 +173,15 @@ impl Domain {
     /// The kernel's, if there is no descriptor left.
     pub fn waiter(&self) -> io::Result<Waiter> {
         Ok(Waiter::among(self.assignment.wait, self.assignment.processors.into())?.counting_in(&self.memory))
+    }
+
+    /// Threads that share out `jobs` by their load, each with a waiter as the manifest says.
+    ///
+    /// # Errors
+    /// [`CrewError`] if the limits make no sense, or the first threads cannot be started.
+    pub fn crew<J: Job + 'static>(&self, limits: Limits, jobs: Vec<J>) -> Result<Crew<J>, CrewError> {
+        let (wait, processors, memory) = (self.assignment.wait, self.assignment.processors.into(), self.memory());
+        Crew::start(limits, move || Ok(Waiter::among(wait, processors)?.counting_in(&memory)), jobs)
     }
 
     /// One of the domain's links.

@@ -145,9 +145,9 @@ fn bursts_are_spun_in_and_gaps_slept_in() {
 }
 
 #[test]
-fn a_spin_that_ends_just_too_early_makes_the_next_ones_longer() {
+fn a_peer_that_wakes_more_slowly_than_oneself_is_waited_for() {
     // Asleep, both share a processor, and a sleep costs little. A spinner's peer is woken on another one, which takes
-    // longer than the longest spin for that cost; once it is awake, it answers at once.
+    // longer; once it is awake, it answers at once.
     let mut spin = Spin::new(2);
     let (mut now, mut peer_sleeps) = (1 << 40, true);
     let mut slept_last = 0;
@@ -242,7 +242,7 @@ proptest! {
         for (length, penalty, quiet, wanted) in waits {
             world.view = View { crowded: quiet, quiet };
             world.wanted = wanted;
-            let (before, reach) = (world.in_vain, world.spin.reach);
+            let (before, reach) = (world.in_vain, world.spin.reach());
             world.wait(length, penalty);
             let longest = SLOWER * reach + wanted.unwrap_or(0) + LOOK;
             prop_assert!(world.in_vain - before <= longest);

@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 
+use fido_core::crew::Job;
 use fido_core::lane::{Change, Lane, Refusal, SendError};
 use fido_core::message::Head;
 use fido_core::payload::Payload;
@@ -222,6 +223,25 @@ impl<Q: BlockQueue> BackEnd<Q> {
             self.lane.flush();
         }
         any
+    }
+}
+
+/// The lanes of a back end can be shared out among the threads of a [`fido_core::crew::Crew`]; each goes with its queue.
+impl<Q: BlockQueue + Send> Job for BackEnd<Q> {
+    fn name(&self) -> String {
+        self.lane.name().into()
+    }
+
+    fn poll(&mut self) -> bool {
+        BackEnd::poll(self)
+    }
+
+    fn flush(&mut self) {
+        BackEnd::flush(self);
+    }
+
+    fn sources<'a>(&'a mut self, all: &mut Vec<&'a mut dyn Source>) {
+        all.extend(BackEnd::sources(self));
     }
 }
 

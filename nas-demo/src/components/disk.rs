@@ -1,8 +1,12 @@
-//! The disk domain: owns the image file and serves each lane of link `disk` from a queue of its own.
+//! The disk domain: owns the image file and serves each lane of link `disk` from a queue of its own, with as many threads
+//! as there is work and room for.
 
 use std::error::Error;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use fido_core::crew::{Crew, Failure, Limits, MAX_CREW};
 use fido_core::domain::Domain;
 use fido_core::wait::Source;
 use mmblk::backend::file::{FileDevice, FileOptions, FileQueue};
@@ -10,15 +14,20 @@ use mmblk::link::back::BackEnd;
 
 use super::event_loop::{self, Component};
 
+/// A thread beyond the first that has had no work for so long ends.
+const LULL: Duration = Duration::from_millis(500);
+
 /// Opens the image, serves every lane, and says so.
 pub fn run(domain: &Domain) -> Result<(), Box<dyn Error>> {
     let device = open_image(domain)?;
-    let mut queues = Vec::new();
+    let mut lanes = Vec::new();
     for lane in domain.take_lanes("disk")? {
-        queues.push(BackEnd::new(lane, device.queue(domain.memory())?));
+        lanes.push(BackEnd::new(lane, device.queue(domain.memory())?));
     }
+    let most = most_threads(domain, lanes.len())?;
+    let crew = domain.crew(Limits { least: 1, most, lull: LULL }, lanes)?;
     domain.ready(&[("bytes", device.geometry().bytes.to_string())])?;
-    event_loop::run(domain, Disk { queues })
+    event_loop::run(domain, Disk { crew })
 }
 
 /// The image that the manifest names, created with the size that it gives.
@@ -28,20 +37,49 @@ pub fn open_image(domain: &Domain) -> Result<FileDevice, Box<dyn Error>> {
     Ok(FileDevice::open(&FileOptions { create_bytes: size, ..FileOptions::new(image) })?)
 }
 
+/// The setting `threads`, or what is left for this domain of the processors; never more than there are lanes, for a lane
+/// is not divided.
+fn most_threads(domain: &Domain, lanes: usize) -> Result<usize, Box<dyn Error>> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = processors / usize::from(domain.assignment().domains).max(1);
+    let threads = domain.param("threads", share.max(1))?;
+    if !(1..=MAX_CREW).contains(&threads) {
+        return Err(domain.bad_param("threads", format!("{threads}; it must be 1 to {MAX_CREW}")).into());
+    }
+    Ok(threads.min(lanes).max(1))
+}
+
+/// The lanes are the crew's; what is left to this thread is to see when one fails.
 struct Disk {
-    queues: Vec<BackEnd<FileQueue>>,
+    crew: Crew<BackEnd<FileQueue>>,
 }
 
 impl Component for Disk {
     fn poll(&mut self) -> bool {
-        self.queues.iter_mut().fold(false, |busy, queue| queue.poll() | busy)
+        if let Some(Failure { what, message }) = self.crew.failures().first() {
+            // The disk's users would wait for ever for a lane that nobody serves; a new incarnation serves it.
+            panic!("{what}: {message}");
+        }
+        false
     }
 
-    fn flush(&mut self) {
-        self.queues.iter_mut().for_each(BackEnd::flush);
-    }
+    fn flush(&mut self) {}
 
     fn sources(&mut self) -> Vec<&mut dyn Source> {
-        self.queues.iter_mut().flat_map(BackEnd::sources).collect()
+        vec![self]
+    }
+}
+
+impl Source for Disk {
+    fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.crew.failed()
+    }
+
+    fn edge_triggered(&self) -> bool {
+        true
+    }
+
+    fn ready(&mut self) -> bool {
+        self.crew.has_failed()
     }
 }

@@ -8,6 +8,8 @@ use fido_bench::{ring, wait};
 
 /// How a benchmark starts this program again as its other side.
 const OTHER_SIDE: Program<'_> = Program(&["bench", "other-side"]);
+/// How it becomes a domain of the appliance that idles.
+const IDLE_DOMAIN: Program<'_> = Program(&["bench", "idle-domain"]);
 
 #[derive(Args)]
 pub struct Command {
@@ -25,14 +27,17 @@ enum Benchmark {
     Wait(wait::Options),
     #[command(hide = true)]
     OtherSide(OtherSide),
+    #[command(hide = true)]
+    IdleDomain,
 }
 
 impl Command {
     pub fn run(self) -> ExitCode {
         super::end(match self.benchmark {
             Benchmark::Ring(options) => ring::run(&options, &OTHER_SIDE),
-            Benchmark::Wait(options) => wait::run(&options),
+            Benchmark::Wait(options) => wait::run(&options, &IDLE_DOMAIN),
             Benchmark::OtherSide(other_side) => other_side::play(&other_side),
+            Benchmark::IdleDomain => wait::idle::domain(),
         })
     }
 }

@@ -81,7 +81,7 @@ pub fn run(options: &Options, domain: &Program<'_>) -> Result<(), Failure> {
         report.write_csv(path)?;
     }
     if let Some(folder) = &options.plot {
-        report.plot(folder)?;
+        report.write_plots(folder)?;
     }
     Ok(())
 }

@@ -75,7 +75,8 @@ pub fn measure(most: usize, time: Duration) -> Result<Vec<Phase>, Failure> {
     let mut waiter = Waiter::new(WaitStrategy::Adaptive)?.counting_in(&client.memory);
     let (mut lanes, mut under_way) = (client.lanes, [0; LANES]);
     let mut phases = Vec::new();
-    for (name, flooded) in [("rest", 0), ("one lane", 1), ("all lanes", LANES), ("rest again", 0), ("all again", LANES)] {
+    for (name, flooded) in [("rest", 0), ("one lane", 1), ("all lanes", LANES), ("rest again", 0), ("all again", LANES)]
+    {
         let (before, cpu, began) = (crew.counts(), regimes::cpu_time(), Instant::now());
         let mut answers = 0;
         // A phase ends when its time is over and everything is answered.

@@ -4,7 +4,7 @@
 //! idle when the bell rings. Nothing is in flight but that one bell.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use fido_core::assignment::WaitStrategy;
@@ -44,8 +44,7 @@ pub enum Means {
 }
 
 /// All of them.
-pub const MEANS: [Means; 5] =
-    [Means::EpollSet, Means::Poll, Means::SharedInSet, Means::SharedRead, Means::Futexes];
+pub const MEANS: [Means; 5] = [Means::EpollSet, Means::Poll, Means::SharedInSet, Means::SharedRead, Means::Futexes];
 
 impl Means {
     /// What it is called.
@@ -86,7 +85,8 @@ impl Kit {
     fn new(means: Means, sources: usize) -> Result<Self, Failure> {
         let shared = matches!(means, Means::SharedInSet | Means::SharedRead);
         let flags = if means == Means::SharedRead { EventfdFlags::empty() } else { EventfdFlags::NONBLOCK };
-        let bells: Vec<_> = (0..if shared { 1 } else { sources }).map(|_| eventfd(0, flags)).collect::<Result<_, _>>()?;
+        let bells: Vec<_> =
+            (0..if shared { 1 } else { sources }).map(|_| eventfd(0, flags)).collect::<Result<_, _>>()?;
         let set = epoll::create(CreateFlags::CLOEXEC)?;
         for bell in &bells {
             epoll::add(&set, bell, EventData::new_u64(0), EventFlags::IN | EventFlags::ET)?;
@@ -136,9 +136,7 @@ impl Kit {
             // There is no look that does not block; that of poll stands for it.
             Means::SharedRead if look => poll(&mut [PollFd::new(&self.bells[0], PollFlags::IN)], limit).map(drop),
             Means::SharedRead => rustix::io::read(&self.bells[0], &mut [0; 8]).map(drop),
-            Means::Futexes => {
-                futex::waitv(expected, futex::WaitvFlags::empty(), limit, ClockId::Monotonic).map(drop)
-            }
+            Means::Futexes => futex::waitv(expected, futex::WaitvFlags::empty(), limit, ClockId::Monotonic).map(drop),
         };
         match slept {
             Err(Errno::INTR | Errno::AGAIN | Errno::TIMEDOUT) => Ok(()),
@@ -158,25 +156,30 @@ pub fn measure(means: Means, sources: usize, wakes: u32) -> Result<Wakes, Failur
     let kit = Kit::new(means, sources)?;
     let look = look(&kit)?;
     let cores = machine::two_cores()?;
-    let (asleep, woken) = (AtomicU32::new(0), AtomicU64::new(0));
+    let (asleep, woken, gone) = (AtomicU32::new(0), AtomicU64::new(0), AtomicBool::new(false));
     let began = Instant::now();
     let mut times = Histogram::new(3)?;
     let mut rings = Histogram::<u64>::new(3)?;
     std::thread::scope(|scope| -> Result<(), Failure> {
         let sleeper = scope.spawn(|| -> Result<(), Failure> {
-            machine::pin(cores.map(|(_, core)| core))?;
-            for turn in 1..=wakes {
-                let expected = kit.expected();
-                asleep.store(turn, Ordering::Release);
-                kit.sleep(&expected, false)?;
-                woken.store(began.elapsed().as_nanos() as u64, Ordering::Release);
-            }
-            Ok(())
+            let sleeps = || -> Result<(), Failure> {
+                machine::pin(cores.map(|(_, core)| core))?;
+                for turn in 1..=wakes {
+                    let expected = kit.expected();
+                    asleep.store(turn, Ordering::Release);
+                    kit.sleep(&expected, false)?;
+                    woken.store(began.elapsed().as_nanos() as u64, Ordering::Release);
+                }
+                Ok(())
+            };
+            let slept = sleeps();
+            gone.store(slept.is_err(), Ordering::Release);
+            slept
         });
         let waker = scope.spawn(|| -> Result<(), Failure> {
             machine::pin(cores.map(|(core, _)| core))?;
             for turn in 1..=wakes {
-                while asleep.load(Ordering::Acquire) != turn && !sleeper.is_finished() {
+                while asleep.load(Ordering::Acquire) != turn && !gone.load(Ordering::Acquire) {
                     std::hint::spin_loop();
                 }
                 woken.store(0, Ordering::Relaxed);
@@ -188,7 +191,7 @@ pub fn measure(means: Means, sources: usize, wakes: u32) -> Result<Wakes, Failur
                 kit.ring(turn as usize)?;
                 rings.record(began.elapsed().as_nanos() as u64 - before)?;
                 let mut at = 0;
-                while at == 0 && !sleeper.is_finished() {
+                while at == 0 && !gone.load(Ordering::Acquire) {
                     at = woken.load(Ordering::Acquire);
                 }
                 times.record(at.saturating_sub(before))?;

@@ -3,7 +3,10 @@
 use fido_core::assignment::WaitStrategy;
 
 use super::Measured;
+use super::idle::Idle;
 use super::regimes::{REGIMES, Turn};
+use super::scaling::Phase;
+use super::sources::Wakes;
 use crate::report::{Column, Limit, Raw, Report, Row, Table, Target, median};
 
 /// How much worse than the better of spinning and sleeping adaptive waiting may be.
@@ -19,11 +22,11 @@ pub fn regimes(measured: &[Measured], rounds: u32, report: &mut Report) {
         };
         let (rate_of_best, time_of_best) = (best(rate, f64::max), best(time, f64::min));
         let columns = vec![
-            Column::new("answers", "1/s", 0),
-            Column::new("without gaps", "1/s", 0),
             Column::new("median", "us", 2),
             Column::new("p99", "us", 1),
             Column::new("p99.9", "us", 1),
+            Column::new("answers", "1/s", 0),
+            Column::new("without gaps", "1/s", 0),
             Column::new("cores", "", 2),
             Column::new("sleeps each", "", 3),
             Column::new("bells each", "", 3),
@@ -37,11 +40,11 @@ pub fn regimes(measured: &[Measured], rounds: u32, report: &mut Report) {
             let total = |value: fn(&Turn) -> f64| way.turns.iter().map(value).sum::<f64>();
             let answers = total(|turn| turn.answers as f64);
             let cells = [
-                rate(way),
-                answers / total(|turn| turn.busy.as_secs_f64()),
                 time(way),
                 quantile(0.99),
                 quantile(0.999),
+                rate(way),
+                answers / total(|turn| turn.busy.as_secs_f64()),
                 total(|turn| turn.cpu.as_secs_f64()) / total(|turn| turn.elapsed.as_secs_f64()),
                 total(|turn| turn.stats.sleeps as f64) / answers,
                 total(|turn| turn.stats.bells_rung as f64) / answers,
