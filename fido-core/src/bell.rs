@@ -6,8 +6,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::event::EventfdFlags;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 /// Rings a bell.
 pub trait Ringer: Send + Sync + std::fmt::Debug {
@@ -16,9 +18,26 @@ pub trait Ringer: Send + Sync + std::fmt::Debug {
     fn ring(&self);
 }
 
-/// An own bell: an eventfd. Edge-triggered users need never reset it.
+/// A way by which a bell is rung from beyond this machine's processes, such as an event channel of Xen.
+pub trait Wire: AsFd + Send + Sync + std::fmt::Debug {
+    /// Takes what has come and lets more come: nothing may come after the first until this is called.
+    fn rearm(&self);
+}
+
+/// An own bell: an eventfd, and perhaps a wire. Edge-triggered users need never reset it, but must [`Bell::arm`] it
+/// before they sleep.
 #[derive(Debug)]
-pub struct Bell(OwnedFd);
+pub struct Bell {
+    event: OwnedFd,
+    wired: Option<Wired>,
+}
+
+/// A wire, and the epoll set that makes one descriptor of it and the eventfd.
+#[derive(Debug)]
+struct Wired {
+    wire: Arc<dyn Wire>,
+    both: OwnedFd,
+}
 
 impl Bell {
     /// A new bell.
@@ -27,39 +46,139 @@ impl Bell {
     /// The kernel's, if there is no descriptor left.
     pub fn new() -> io::Result<Self> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        Ok(Self(rustix::event::eventfd(0, flags)?))
+        Ok(Self { event: rustix::event::eventfd(0, flags)?, wired: None })
+    }
+
+    /// A new bell that `wire` rings as well.
+    ///
+    /// # Errors
+    /// The kernel's, if there is no descriptor left.
+    pub fn with_wire(wire: Arc<dyn Wire>) -> io::Result<Self> {
+        let bell = Self::new()?;
+        let both = epoll::create(CreateFlags::CLOEXEC)?;
+        for fd in [bell.event.as_fd(), wire.as_fd()] {
+            epoll::add(&both, fd, EventData::new_u64(0), EventFlags::IN)?;
+        }
+        Ok(Self { wired: Some(Wired { wire, both }), ..bell })
     }
 
     /// A bell over an eventfd that somebody else has made.
     pub fn from_fd(fd: OwnedFd) -> Self {
-        Self(fd)
+        Self { event: fd, wired: None }
     }
 
-    /// Another handle of the same bell, for a peer.
+    /// Another handle of the same bell, for a peer in this machine: what rings its eventfd.
     ///
     /// # Errors
     /// The kernel's, if there is no descriptor left.
     pub fn share(&self) -> io::Result<Self> {
-        Ok(Self(self.0.try_clone()?))
+        Ok(Self::from_fd(self.event.try_clone()?))
+    }
+
+    /// Must come before a sleep, and before the last look at what the bell is rung for: what rings after it wakes. Costs
+    /// nothing without a wire.
+    pub fn arm(&self) {
+        if let Some(wired) = &self.wired {
+            wired.wire.rearm();
+        }
     }
 
     /// Forgets what was rung so far, for level-triggered users.
     pub fn reset(&self) {
         let mut count = [0; 8];
         // Nothing rung is the common case and no error.
-        let _ = rustix::io::read(&self.0, &mut count);
+        let _ = rustix::io::read(&self.event, &mut count);
+        self.arm();
     }
 }
 
 impl AsFd for Bell {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.wired.as_ref().map_or(self.event.as_fd(), |wired| wired.both.as_fd())
     }
 }
 
 impl Ringer for Bell {
     fn ring(&self) {
         // The only failure is a count at its maximum, and then the bell is ringing already.
-        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// As an event channel: after it has been rung, nothing comes until it is rearmed.
+    #[derive(Debug)]
+    struct Masking {
+        line: Bell,
+        is_masked: AtomicBool,
+        is_pending: AtomicBool,
+    }
+
+    impl Masking {
+        fn fire(&self) {
+            if self.is_masked.swap(true, Ordering::SeqCst) {
+                self.is_pending.store(true, Ordering::SeqCst);
+            } else {
+                self.line.ring();
+            }
+        }
+    }
+
+    impl AsFd for Masking {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.line.as_fd()
+        }
+    }
+
+    impl Wire for Masking {
+        fn rearm(&self) {
+            self.line.reset();
+            self.is_masked.store(false, Ordering::SeqCst);
+            if self.is_pending.swap(false, Ordering::SeqCst) {
+                self.fire();
+            }
+        }
+    }
+
+    fn is_ready(fd: BorrowedFd<'_>) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&now)).unwrap() > 0
+    }
+
+    /// Whether an edge-triggered wait of the bell would end at once.
+    fn edge(set: &OwnedFd) -> bool {
+        let mut events = [const { std::mem::MaybeUninit::uninit() }; 4];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        !epoll::wait(set, &mut events[..], Some(&now)).unwrap().0.is_empty()
+    }
+
+    #[test]
+    fn a_wired_bell_is_one_descriptor_for_both_ways() {
+        let line = Bell::new().unwrap();
+        let wire = Arc::new(Masking { line, is_masked: AtomicBool::new(false), is_pending: AtomicBool::new(false) });
+        let bell = Bell::with_wire(wire.clone()).unwrap();
+        let set = epoll::create(CreateFlags::CLOEXEC).unwrap();
+        epoll::add(&set, bell.as_fd(), EventData::new_u64(0), EventFlags::IN | EventFlags::ET).unwrap();
+        assert!(!is_ready(bell.as_fd()) && !edge(&set));
+        for _ in 0..3 {
+            bell.ring();
+            assert!(edge(&set) && !edge(&set), "the eventfd, each time anew");
+            bell.arm();
+            wire.fire();
+            assert!(edge(&set) && !edge(&set), "the wire, although the eventfd is still set");
+            wire.fire();
+            assert!(!edge(&set), "masked");
+            bell.arm();
+            assert!(edge(&set), "what came meanwhile wakes after arming");
+        }
+        bell.reset();
+        assert!(!is_ready(bell.as_fd()));
+        bell.share().unwrap().ring();
+        assert!(is_ready(bell.as_fd()));
     }
 }

@@ -21,6 +21,7 @@ use crate::crew::{Crew, CrewError, Job, Limits};
 use crate::lane::{Lane, LaneSetup, Mailbox, News};
 use crate::memory::Memory;
 use crate::platform::host::HostPlatform;
+use crate::platform::xen::XenPlatform;
 use crate::platform::{Event, Platform, PlatformError, Reporter};
 use crate::waiter::Waiter;
 use crate::window::{Window, WindowTable};
@@ -100,12 +101,16 @@ pub struct Domain {
 }
 
 impl Domain {
-    /// Joins the appliance on the host platform, as the environment says.
+    /// Joins the appliance on the platform that this program finds itself on: `host` if a manager has started it, else
+    /// `xen` if this is a Xen guest.
     ///
     /// # Errors
     /// [`DomainError`] with what to do about it.
     pub fn join() -> Result<Self, DomainError> {
-        Self::on(Box::new(HostPlatform::join()?))
+        match HostPlatform::join() {
+            Err(PlatformError::NoManager(_)) if XenPlatform::is_here() => Self::on(Box::new(XenPlatform::join()?)),
+            joined => Self::on(Box::new(joined?)),
+        }
     }
 
     /// Joins the appliance on any platform.
@@ -138,7 +143,7 @@ impl Domain {
         let memory = Memory::new(arena, windows.clone());
         let reporter = platform.reporter();
         let fences = Arc::new(FenceDesk::new(&assignment.links, reporter.clone()));
-        let (ports, bells) = ports(&assignment.links, &memory, &fences)?;
+        let (ports, bells) = ports(platform, &assignment.links, &memory, &fences)?;
         platform.offer(&bells)?;
         let shared = Arc::new(Shared { ports: Mutex::new(ports), board: Board::default(), windows });
         let control = Control { shared: shared.clone(), links: assignment.links.clone(), reporter: reporter.clone() };
@@ -286,13 +291,18 @@ fn lane_plans(link: &LinkAssignment) -> impl Iterator<Item = LanePlan> {
 type Bells = Vec<(u32, Vec<Arc<Bell>>)>;
 
 /// A port for every lane, and the bells that wake them, by link.
-fn ports(links: &[LinkAssignment], memory: &Memory, fences: &Arc<FenceDesk>) -> io::Result<(Vec<Port>, Bells)> {
+fn ports(
+    platform: &mut dyn Platform,
+    links: &[LinkAssignment],
+    memory: &Memory,
+    fences: &Arc<FenceDesk>,
+) -> Result<(Vec<Port>, Bells), PlatformError> {
     let mut places = memory.arena().lanes().iter();
     let (mut ports, mut all_bells) = (Vec::new(), Vec::new());
     for link in links {
         let mut bells = Vec::new();
         for (lane, place) in (0..link.lanes).zip(&mut places) {
-            let bell = Arc::new(Bell::new()?);
+            let bell = Arc::new(platform.bell(link.link, lane)?);
             let mailbox = Arc::new(Mailbox::new(bell.clone()));
             bells.push(bell);
             let setup = LaneSetup {

@@ -431,6 +431,7 @@ impl Source for Lane {
             session.returns.set_sleeping(true);
             session.arm(self.wants_room);
         }
+        self.setup.mailbox.bell().arm();
         self.ring_peer();
         self.add_counts();
     }

@@ -6,6 +6,7 @@
 //! [`crate::conformance`] is what every platform has to pass.
 
 pub mod host;
+pub mod place;
 pub mod xen;
 
 use std::collections::BTreeMap;
@@ -40,6 +41,9 @@ pub enum PlatformError {
     /// Memory cannot be shared.
     #[error(transparent)]
     Memory(#[from] host::memory::MemoryError),
+    /// Xen, its store or its devices.
+    #[error(transparent)]
+    Xen(#[from] xen::error::XenError),
     /// The operating system's error.
     #[error("{step}: {source}")]
     System {
@@ -108,6 +112,14 @@ pub trait Platform: Send {
     /// # Errors
     /// [`PlatformError`] if there is not enough, or it cannot be shared.
     fn create_arena(&mut self, id: DomainId, bytes: u64) -> Result<RawArena, PlatformError>;
+
+    /// The bell of a lane of the own domain.
+    ///
+    /// # Errors
+    /// [`PlatformError`] if there is no descriptor or event channel left.
+    fn bell(&mut self, _link: u32, _lane: u16) -> Result<Bell, PlatformError> {
+        Bell::new().map_err(|source| PlatformError::System { step: "make a bell", source })
+    }
 
     /// Lets the manager pass the own arena and, by link, the bells of its lanes on to whom it may.
     ///

@@ -4,25 +4,17 @@
 //! not even through `/proc/PID/fd`), `F_SEAL_SHRINK` and `F_SEAL_GROW` (its size is fixed, so a mapping never faults)
 //! and `F_SEAL_SEAL`. A reader checks the seals before it trusts the mapping.
 //!
-//! Where it can, an arena lies at the same virtual address in every process: the *pseudo-global address space* is the
-//! range of 64 TiB from [`PSEUDO_GLOBAL_BASE`] on, with two places of 8 GiB for each slot (odd and even generations, so
-//! that a dead incarnation and its successor can both be mapped). Where the place is taken or too small, the kernel
-//! picks another and addresses are translated: nothing but `GlobalRef`-style direct pointers depends on it.
+//! Where they lie in a process: [`crate::platform::place`].
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::ptr::NonNull;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{Advice, ProtFlags};
 
-use crate::addr::{DomainId, Slot};
+use crate::addr::DomainId;
 use crate::arena::RawArena;
+use crate::platform::place::{Mapping, map};
 use crate::window::Window;
-
-/// Where the pseudo-global address space begins.
-pub const PSEUDO_GLOBAL_BASE: usize = 0x1000_0000_0000;
-/// The room for one incarnation of one slot, in bytes.
-pub const PLACE_BYTES: u64 = (64 << 40) / (2 * Slot::COUNT as u64);
 
 const SEALS: libc::c_int = libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
 
@@ -59,31 +51,6 @@ pub enum MemoryError {
     },
 }
 
-/// Where an incarnation's arena belongs in every process.
-pub fn pseudo_global_place(id: DomainId) -> usize {
-    let place = usize::from(id.slot.number()) * 2 + usize::from(id.generation.number() & 1);
-    PSEUDO_GLOBAL_BASE + place * PLACE_BYTES as usize
-}
-
-/// A mapping that is undone when dropped.
-struct Mapping {
-    base: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: an address range that this value owns; it gives out no references.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the range was mapped by `map` and nothing refers to it any more: windows and arenas own their
-        // mapping. Failure is impossible for a range that is mapped, and would only leak it.
-        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
-    }
-}
-
 /// Creates an arena of `len` bytes: mapped writable here, prefaulted, then sealed. Huge pages where the system gives
 /// them. The file is for the peers.
 ///
@@ -94,7 +61,7 @@ pub fn create(name: &str, id: DomainId, len: u64) -> Result<(OwnedFd, RawArena),
     let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
     let fd = rustix::fs::memfd_create(format!("fido-arena-{name}"), flags).map_err(|e| error("create")(e.into()))?;
     rustix::fs::ftruncate(&fd, len).map_err(|e| error("size")(e.into()))?;
-    let mapping = map(fd.as_fd(), id, len, ProtFlags::READ | ProtFlags::WRITE).map_err(error("map"))?;
+    let mapping = map(fd.as_fd(), 0, id, len, ProtFlags::READ | ProtFlags::WRITE).map_err(error("map"))?;
     prefault(&mapping, Advice::LinuxPopulateWrite).map_err(error("find the memory for"))?;
     // SAFETY: a plain fcntl on a file descriptor we own.
     if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, SEALS) } < 0 {
@@ -118,34 +85,11 @@ pub fn open(fd: BorrowedFd<'_>, id: DomainId, len: u64) -> Result<Window, Memory
     if found != len || len == 0 {
         return Err(MemoryError::Size { id, found, announced: len });
     }
-    let mapping = map(fd, id, len, ProtFlags::READ).map_err(error("map"))?;
+    let mapping = map(fd, 0, id, len, ProtFlags::READ).map_err(error("map"))?;
     prefault(&mapping, Advice::LinuxPopulateRead).map_err(error("prefault"))?;
     let base = mapping.base;
     // SAFETY: `mapping` keeps the range readable, and mmap aligns to a page; the seals fix the file's size.
     Ok(unsafe { Window::new(id, base, len, Box::new(mapping)) })
-}
-
-/// Maps at the pseudo-global place if that is possible, else anywhere.
-fn map(fd: BorrowedFd<'_>, id: DomainId, len: u64, access: ProtFlags) -> io::Result<Mapping> {
-    let bytes = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut wishes = Vec::with_capacity(2);
-    if len <= PLACE_BYTES {
-        wishes.push((pseudo_global_place(id), MapFlags::SHARED | MapFlags::FIXED_NOREPLACE));
-    }
-    wishes.push((0, MapFlags::SHARED));
-    let mut last = io::Error::from(io::ErrorKind::InvalidInput);
-    for (address, flags) in wishes {
-        let hint = std::ptr::with_exposed_provenance_mut(address);
-        // SAFETY: a new mapping of a file; FIXED_NOREPLACE never replaces an existing one.
-        match unsafe { rustix::mm::mmap(hint, bytes, access, flags, fd, 0) } {
-            Ok(base) => {
-                let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::Other)?;
-                return Ok(Mapping { base, len: bytes });
-            }
-            Err(errno) => last = errno.into(),
-        }
-    }
-    Err(last)
 }
 
 fn prefault(mapping: &Mapping, populate: Advice) -> io::Result<()> {
@@ -172,7 +116,8 @@ pub fn share(fd: &OwnedFd) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::Generation;
+    use crate::addr::{Generation, Slot};
+    use crate::platform::place::{PLACE_BYTES, PSEUDO_GLOBAL_BASE, pseudo_global_place};
     use std::fs::File;
     use std::io::Write;
     use std::os::unix::fs::FileExt;
@@ -187,7 +132,7 @@ mod tests {
     fn a_peer_cannot_get_write_access_in_any_way() {
         let (fd, arena) = create("refusal", id(100, 1), LEN).unwrap();
         let writable = ProtFlags::READ | ProtFlags::WRITE;
-        assert!(map(fd.as_fd(), id(101, 1), LEN, writable).is_err(), "mmap writable");
+        assert!(map(fd.as_fd(), 0, id(101, 1), LEN, writable).is_err(), "mmap writable");
         let window = open(fd.as_fd(), id(100, 1), LEN).unwrap();
         // SAFETY: only asks for more rights on a mapping that `window` keeps; the kernel refuses.
         let raised = unsafe {
@@ -200,7 +145,7 @@ mod tests {
         assert!(raised.is_err(), "mprotect");
         let reopened = File::options().read(true).write(true).open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
         if let Ok(mut file) = reopened {
-            assert!(map(file.as_fd(), id(102, 1), LEN, writable).is_err(), "mmap of the reopened file");
+            assert!(map(file.as_fd(), 0, id(102, 1), LEN, writable).is_err(), "mmap of the reopened file");
             assert!(file.write(b"x").is_err(), "write");
             assert!(file.write_at(b"x", 0).is_err(), "pwrite to the reopened file");
         }

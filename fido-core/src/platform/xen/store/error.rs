@@ -182,6 +182,14 @@ impl StoreError {
         }
     }
 
+    /// Whether nothing more can come over this connection.
+    pub fn is_end_of_connection(&self) -> bool {
+        matches!(
+            self,
+            Self::Gone | Self::Timeout { .. } | Self::Broken | Self::WrongReply { .. } | Self::Unasked { .. }
+        )
+    }
+
     /// Whether the next reply will still be the one to the next request.
     pub(super) fn leaves_connection_usable(&self) -> bool {
         matches!(self, Self::Refused { .. })
