@@ -4,8 +4,10 @@
 //! * `testbed-dom0`: the first process of the testbed's dom0: it runs the scenarios and reports.
 //! * `testbed-guest`: the programs that the scenarios run in guests.
 //! * [`grants`]: the hypervisor's own account of who shares what.
+//! * [`memory`]: the guests' part in the scenario of that name.
 //! * [`report`]: how results come out of the emulated machine; the other end is in `xen-tools`.
 
 pub mod boot;
 pub mod grants;
+pub mod memory;
 pub mod report;

@@ -4,12 +4,17 @@ use std::io;
 use std::process::ExitCode;
 
 use fido_core::platform::xen::store::Store;
+use xen_guest::memory;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match *words {
         ["hello"] => hello(),
+        ["memory"] => memory::obey().map_err(io::Error::other),
+        [memory::TRESPASS, slot, domain, bytes, root] => {
+            memory::trespass(slot, domain, bytes, root).map_err(io::Error::other)
+        }
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no part is called {words:?}"))),
     };
     match result {

@@ -10,10 +10,13 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which `all` runs them.
-pub const ALL: [Scenario; 1] = [Scenario {
-    name: "boot",
-    about: "dom0 comes up; two guests run a program of ours and find themselves in xenstore",
-}];
+pub const ALL: [Scenario; 2] = [
+    Scenario { name: "boot", about: "dom0 comes up; two guests run a program of ours and find themselves in xenstore" },
+    Scenario {
+        name: "memory",
+        about: "arenas, windows and bells between three guests; a write that must fault; deaths, and no leak",
+    },
+];
 
 /// The names that `wanted` stands for: itself, or every one for `all`.
 #[must_use]

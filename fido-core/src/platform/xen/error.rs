@@ -189,10 +189,10 @@ impl XenError {
 /// What a `GNTST_*` of Xen's public header `grant_table.h` means here.
 fn status_text(status: i16) -> &'static str {
     match status {
-        -1 => "the owner is dead, or took the page back",
+        -1 => "it is not granted to this domain: it is for another one, or its owner took it back",
         -2 => "there is no such domain any more: it has gone in the middle of the handshake",
-        -3 => "its owner has not granted it to this domain, or took it back",
-        -8 => "it is granted, but not to this domain",
+        -3 => "its owner has no such reference",
+        -8 => "this domain may not",
         -9 => "its page is not there",
         _ => "see GNTST_* in Xen's header grant_table.h",
     }

@@ -95,11 +95,20 @@ impl Machine {
         grants::parse(&log).ok_or_else(|| "Xen's dump of the grant tables is not complete".to_owned())
     }
 
+    /// Whether Xen knows a domain with that number, dead or alive.
+    pub fn is_listed(&self, id: u32) -> Result<bool, Failure> {
+        let list = xl(&["list"])?;
+        Ok(list.lines().skip(1).any(|line| line.split_whitespace().nth(1) == Some(id.to_string().as_str())))
+    }
+
     /// Destroys what guests are left, so that the next scenario finds an empty machine. Nothing may be left of them: no
     /// domain that somebody's mappings keep from ending, and no grant in use.
     pub fn clean_up(&mut self) -> Result<(), Failure> {
         for guest in std::mem::take(&mut self.guests) {
-            xl(&["destroy", &guest.id.to_string()])?;
+            // A scenario may have done it already.
+            if self.is_listed(guest.id)? {
+                xl(&["destroy", &guest.id.to_string()])?;
+            }
         }
         let left = || xl(&["list"]).map(|list| list.lines().skip(2).map(str::to_owned).collect::<Vec<_>>());
         let began = Instant::now();

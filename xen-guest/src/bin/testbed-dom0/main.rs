@@ -3,6 +3,7 @@
 
 mod guest;
 mod machine;
+mod memory;
 mod scenarios;
 
 use std::fs::{File, OpenOptions};
