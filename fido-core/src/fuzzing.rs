@@ -93,7 +93,8 @@ pub fn lane(data: &[u8]) {
     let (mut input, mut held) = (Input(data), Vec::new());
     while !input.is_empty() && lane.is_up() {
         match input.byte() % 8 {
-            0..=3 => rogue.publish(&mut input),
+            0..=2 => rogue.publish(&mut input),
+            3 => rogue.returns(&mut input),
             4 => rogue.scribble(&mut input),
             5 => rogue.list(&mut input),
             6 => drop(held.pop()),
@@ -173,8 +174,22 @@ impl<'a> Rogue<'a> {
             frame.returned %= 8;
             frame.loan = frame.loan.max(1);
         }
+        self.push(&frame.encode());
+    }
+
+    /// A message of returns with any number of tags, of which most are small.
+    fn returns(&mut self, input: &mut Input<'_>) {
+        let tag = |input: &mut Input<'_>| match input.byte() {
+            255 => input.word() as u16,
+            small => u16::from(small % 8),
+        };
+        let tags: Vec<u16> = (0..input.byte() % 32).map(|_| tag(input)).collect();
+        self.push(&message::encode_returns(&tags));
+    }
+
+    fn push(&mut self, words: &Words) {
         let slot = self.place.ring + u64::from(self.published % SLOTS) * 64;
-        for (offset, word) in (slot..).step_by(4).zip(frame.encode()) {
+        for (offset, word) in (slot..).step_by(4).zip(*words) {
             store(self.arena, offset, word);
         }
         store(self.arena, slot + 60, self.published / SLOTS + 1);

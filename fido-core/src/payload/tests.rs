@@ -68,7 +68,7 @@ fn nothing_is_nothing() {
 /// Each byte of a payload: its address, and which of the holds keeps it (by address, 0 for none).
 fn bytes(payload: &Payload) -> Vec<(u64, usize)> {
     let one = |part: &Part| {
-        let hold = part.hold.as_ref().map_or(0, |hold| Arc::as_ptr(hold).cast::<()>() as usize);
+        let hold = part.hold.as_ref().map_or(0, |hold| Arc::as_ptr(hold).cast::<()>().addr());
         let start = part.segment.addr.bits();
         (0..u64::from(part.segment.len)).map(move |at| (start + at, hold))
     };
