@@ -56,11 +56,12 @@ impl Process {
     }
 
     /// Whether the heap has to be left to what comes in. The copying transport takes a buffer at both ends: two
-    /// neighbours whose heaps are full of what they send each other can take nothing, and so give nothing free.
+    /// neighbours whose heaps are full of what they send each other can take nothing, and the returns that would give
+    /// something free are stuck behind it.
     fn spares_its_heap(&mut self) -> bool {
         let copies = self.ports.iter().any(|port| self.is_copying(port.link));
         let heap = self.memory.heap();
-        let spares = copies && heap.used() > heap.capacity() / 2;
+        let spares = copies && heap.used() > heap.capacity() / 8;
         self.wants_release |= spares;
         spares
     }
@@ -188,12 +189,13 @@ impl Process {
                 self.held.push(held);
                 continue;
             };
-            let sent = if self.spares_its_heap() {
-                Err(SendError::Full(Payload::new()))
-            } else {
-                self.send(at, peer, held.payload.clone(), &held.known.clone(), held.path, cx)
-            };
-            match sent {
+            if self.spares_its_heap() {
+                held.onward = None;
+                self.held.push(held);
+                continue;
+            }
+            let known = held.known.clone();
+            match self.send(at, peer, held.payload.clone(), &known, held.path, cx) {
                 Ok(()) => {
                     cx.coverage.forwards += 1;
                     held.onward = None;

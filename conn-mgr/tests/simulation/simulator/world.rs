@@ -49,7 +49,6 @@ pub struct World {
     /// No more faults; what is under way comes to its end.
     pub calm: bool,
     pub had_wild: bool,
-    pub had_stalls: bool,
 }
 
 impl World {
@@ -66,7 +65,6 @@ impl World {
             wires: Wires::default(),
             calm: false,
             had_wild: false,
-            had_stalls: false,
             appliance,
         }
     }
@@ -316,7 +314,6 @@ impl World {
             if let Some(process) = &mut self.processes[index] {
                 *(if deaf { &mut process.deaf_until } else { &mut process.stalled_until }) = until;
                 self.coverage.stalls += 1;
-                self.had_stalls = true;
             }
         }
         self.keep_deadlines();
