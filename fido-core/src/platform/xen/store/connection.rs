@@ -46,6 +46,8 @@ pub(super) struct Connection {
 #[derive(Debug, Default)]
 struct State {
     decoder: Decoder,
+    /// A packet that is no event, and has not been asked for yet.
+    held: Option<Packet>,
     queue: VecDeque<WatchEvent>,
     /// The number of the latest request.
     request: u32,
@@ -72,6 +74,8 @@ impl Connection {
         let packet = Packet { kind, request: state.request, transaction, content };
         let bytes = packet.encode()?;
         let result = self.exchange(&mut state, &packet, &bytes);
+        // Events that came together with the reply would otherwise lie in the decoder, and nothing would tell of them.
+        let result = result.and_then(|content| self.queue_events(&mut state).map(|()| content));
         if let Err(error) = &result {
             state.is_broken |= !error.leaves_connection_usable();
         }
@@ -124,11 +128,9 @@ impl Connection {
     /// The next packet that is no watch event; those are queued. `None` at the deadline.
     fn receive(&self, state: &mut State, deadline: Instant) -> Result<Option<Packet>, StoreError> {
         loop {
-            while let Some(packet) = state.decoder.take()? {
-                if packet.kind != Kind::WatchEvent {
-                    return Ok(Some(packet));
-                }
-                self.queue(state, &packet)?;
+            self.queue_events(state)?;
+            if let Some(packet) = state.held.take() {
+                return Ok(Some(packet));
             }
             if !self.read(state)? && !self.wait(PollFlags::IN, Some(deadline))? {
                 return Ok(None);
@@ -201,16 +203,27 @@ impl Connection {
     /// Queues what has come. No request is under way, so there can be nothing but events.
     fn take_events(&self, state: &mut State) -> Result<(), StoreError> {
         loop {
-            while let Some(packet) = state.decoder.take()? {
-                if packet.kind != Kind::WatchEvent {
-                    return Err(StoreError::Unasked { received: packet.kind });
-                }
-                self.queue(state, &packet)?;
+            self.queue_events(state)?;
+            if let Some(packet) = &state.held {
+                return Err(StoreError::Unasked { received: packet.kind });
             }
             if !state.queue.is_empty() || !self.read(state)? {
                 return Ok(());
             }
         }
+    }
+
+    /// Queues the events that have been read, up to a packet that is none.
+    fn queue_events(&self, state: &mut State) -> Result<(), StoreError> {
+        while state.held.is_none()
+            && let Some(packet) = state.decoder.take()?
+        {
+            match packet.kind {
+                Kind::WatchEvent => self.queue(state, &packet)?,
+                _ => state.held = Some(packet),
+            }
+        }
+        Ok(())
     }
 
     /// Descriptors that are readable when there may be an event.

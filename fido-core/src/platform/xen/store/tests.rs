@@ -202,6 +202,17 @@ fn events_before_the_reply_are_kept() {
     }
 }
 
+/// All of it comes with one read, so that nothing is left in the socket to wake who waits for it.
+#[test]
+fn events_right_behind_the_reply_wake_who_waits_for_them() {
+    let store = scripted(vec![reply(Kind::Read, 1, b"x"), reply(Kind::WatchEvent, 0, b"/b\0t\0")]);
+    store.now().read("/").unwrap();
+    let mut fds = store.event_fds().map(|fd| rustix::event::PollFd::from_borrowed_fd(fd, rustix::event::PollFlags::IN));
+    let patience = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
+    assert!(rustix::event::poll(&mut fds, Some(&patience)).unwrap() > 0);
+    assert!(matches!(store.poll_event().unwrap(), Some(WatchEvent::Changed { .. })));
+}
+
 #[test]
 fn too_many_events_are_dropped_with_a_word() {
     let event = reply(Kind::WatchEvent, 0, b"/a\0t\0");
