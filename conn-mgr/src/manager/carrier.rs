@@ -80,6 +80,8 @@ pub(super) struct News {
 pub(super) enum What {
     /// It runs, as this process.
     Process(u32),
+    /// It is there, as the guest with this number.
+    Guest(u16),
     /// It has handed over an arena as assigned; with a window on it, if the manager can read it.
     Arena(Option<Arc<Window>>),
     /// It has handed over the bells of one of its links.

@@ -22,6 +22,15 @@ impl EventLoop {
                 tracing::info!(domain = self.name(index), generation = id.generation.number(), pid, "started");
                 self.show(index, |entry| entry.status.pid = Some(pid));
             }
+            What::Guest(number) => {
+                tracing::info!(
+                    domain = self.name(index),
+                    generation = id.generation.number(),
+                    guest = number,
+                    "started"
+                );
+                self.show(index, |entry| entry.status.guest = Some(number));
+            }
             What::Arena(window) => {
                 self.show(index, |entry| entry.window = entry.window.take().or(window));
                 self.feed(Event::Arena(id));

@@ -10,9 +10,9 @@ pub enum ManagerError {
     /// The manifest is not in order.
     #[error("wrong manifest: {0}")]
     Manifest(#[from] Fault),
-    /// The appliance is of another platform.
-    #[error("the manifest is for platform `xen`; this manager runs domains as processes of this system")]
-    Platform,
+    /// The appliance cannot be run on this machine's Xen.
+    #[error(transparent)]
+    Xen(#[from] super::XenError),
     /// The operating system refused a step.
     #[error("cannot {step}: {source}")]
     System {

@@ -144,6 +144,7 @@ impl EventLoop {
         self.show(index, |entry| {
             entry.retire();
             entry.status.pid = None;
+            entry.status.guest = None;
             entry.status.state = state;
             entry.status.notes.clear();
             entry.status.problem = Some(problem);

@@ -2,11 +2,12 @@
 //!
 //! One thread does everything (`event_loop`): it has domains started, memory and doorbells brokered, and keeps the
 //! deadlines. What it decides is in [`state`] (who is told what, and when), [`fences`] and [`restarts`], all without
-//! I/O; how that is done on a platform is behind the trait `Carrier` (`host`: processes and a socket). [`Manager`] is
-//! the handle.
+//! I/O; how that is done on a platform is behind the trait `Carrier` (`host`: processes and a socket; `xen`: guests and
+//! xenstore). [`Manager`] is the handle.
 //!
 //! It guarantees that no process of a domain survives it: not an orderly end, not a panic of its thread, not a
-//! `SIGKILL` of the whole process (the kernel kills the domains then). It does not watch *what* domains do: one that
+//! `SIGKILL` of the whole process (the kernel kills the domains then). Guests of Xen survive the latter; the next
+//! manager of the same appliance ends them. It does not watch *what* domains do: one that
 //! hangs without dying is only noticed where it owes an answer, at its start, at a fence and at the shutdown.
 
 mod carrier;
@@ -22,6 +23,7 @@ mod shutdown;
 pub mod state;
 mod status;
 pub mod topology;
+mod xen;
 
 #[cfg(test)]
 mod state_tests;
@@ -39,12 +41,15 @@ use rustix::event::EventfdFlags;
 pub use error::{KillError, ManagerError, ShutdownError, WaitError};
 pub use output::{LineSink, Output};
 pub use status::{DomainState, DomainStatus, Status};
+pub use xen::XenError;
 
-use crate::manifest::{Manifest, Platform};
+use crate::manifest::{Cpus, Manifest, Platform};
 use crate::placement::{Place, Plan};
+use carrier::Carrier;
 use event_loop::{Command, EventLoop};
 use host::HostCarrier;
 use status::{Board, Entry, Outcome, Shared};
+use xen::XenCarrier;
 
 /// How the manager goes about it.
 #[derive(Clone)]
@@ -84,25 +89,42 @@ impl Manager {
     /// [`Manager::wait_ready`].
     ///
     /// # Errors
-    /// [`ManagerError`] if the manifest is wrong or the socket cannot be made; nothing runs then.
+    /// [`ManagerError`] if the manifest is wrong or the platform is not as it must be; nothing runs then.
     pub fn start(mut manifest: Manifest, options: Options) -> Result<Self, ManagerError> {
         manifest.check()?;
-        if manifest.platform != Platform::Host {
-            return Err(ManagerError::Platform);
+        if manifest.platform == Platform::Xen {
+            // Those of a guest are Xen's business: `[domain.NAME.xen]` has its own.
+            manifest.domains.iter_mut().for_each(|domain| domain.cpus = Cpus::All);
         }
         let plan = Plan::here(&manifest);
         plan.apply(&mut manifest);
         log_places(&manifest, &plan);
+        Self::launch(manifest, options, &plan, |manifest, options| {
+            let system = |source| ManagerError::System { step: "make the manager's socket", source };
+            Ok(match manifest.platform {
+                Platform::Host => Box::new(HostCarrier::new(manifest, options).map_err(system)?) as Box<dyn Carrier>,
+                Platform::Xen => Box::new(XenCarrier::new(manifest)?),
+            })
+        })
+    }
+
+    /// Starts the manager's thread with the carrier that `make` makes.
+    fn launch(
+        manifest: Manifest,
+        options: Options,
+        plan: &Plan,
+        make: impl FnOnce(Arc<Manifest>, &Options) -> Result<Box<dyn Carrier>, ManagerError>,
+    ) -> Result<Self, ManagerError> {
         let system = |step| move |source| ManagerError::System { step, source };
-        let shared = Arc::new(Shared::new(Board::new(&manifest, &plan)));
+        let shared = Arc::new(Shared::new(Board::new(&manifest, plan)));
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let wake = rustix::event::eventfd(0, flags).map_err(|e| system("make an eventfd")(e.into()))?;
         let wake = Arc::new(wake);
         let (commands, receiver) = mpsc::channel();
         let drop_timeout = options.drop_timeout;
         let manifest = Arc::new(manifest);
-        let carrier = HostCarrier::new(manifest.clone(), &options).map_err(system("make the manager's socket"))?;
-        let event_loop = EventLoop::new(manifest, options, Box::new(carrier), shared.clone(), wake.clone(), receiver);
+        let carrier = make(manifest.clone(), &options)?;
+        let event_loop = EventLoop::new(manifest, options, carrier, shared.clone(), wake.clone(), receiver);
         let board = shared.clone();
         let thread = std::thread::Builder::new()
             .name("fido-manager".into())
@@ -168,7 +190,7 @@ impl Manager {
         self.shared.lock().stats(domain)
     }
 
-    /// Kills a domain's process with `SIGKILL`. When this returns, the status no longer says that it is ready; what
+    /// Kills a domain: its process with `SIGKILL`, its guest with `xl destroy`. When this returns, the status no longer says that it is ready; what
     /// follows is up to its restart policy.
     ///
     /// # Errors
@@ -231,6 +253,7 @@ impl Board {
                 place: plan.places.get(index).cloned().unwrap_or_default(),
                 slot: Manifest::slot(index).map_or(0, |slot| slot.number()),
                 pid: None,
+                guest: None,
                 state: DomainState::Waiting,
                 generation: 0,
                 restarts: 0,

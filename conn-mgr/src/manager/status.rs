@@ -41,6 +41,8 @@ pub struct DomainStatus {
     pub place: Place,
     /// Its process, while there is one.
     pub pid: Option<u32>,
+    /// On platform `xen`, the number of its guest, while there is one.
+    pub guest: Option<u16>,
     /// Where it is in its life.
     pub state: DomainState,
     /// The generation of the latest start; 0 before the first.

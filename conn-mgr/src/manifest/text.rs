@@ -54,8 +54,7 @@ struct RawDomain {
     restart_limit: Option<u32>,
     restart_window: Option<Spanned<Span>>,
     restart_delay: Option<Spanned<Span>>,
-    #[serde(default)]
-    inherit: bool,
+    inherit: Option<Spanned<bool>>,
     #[serde(default)]
     after: Vec<Spanned<String>>,
     xen: Option<RawGuest>,
@@ -159,7 +158,7 @@ fn domain(
             window: span(&raw.restart_window, fallback.window),
             delay: span(&raw.restart_delay, fallback.delay),
         },
-        inherit: raw.inherit,
+        inherit: raw.inherit.as_ref().is_some_and(|inherit| *inherit.get_ref()),
         after: strings(&raw.after),
         guest: raw.xen.as_ref().map(|guest| guest.read(folder)),
         params,
@@ -217,6 +216,7 @@ fn place(raw: &RawManifest, domains: &[(&Spanned<String>, &RawDomain)], place: &
                 "after" => item(&raw.after, *at),
                 "restart-window" => raw.restart_window.as_ref().map(Spanned::span),
                 "restart-delay" => raw.restart_delay.as_ref().map(Spanned::span),
+                "inherit" => raw.inherit.as_ref().map(Spanned::span),
                 "params" => raw.params.values().next().map(Spanned::span),
                 key => raw.xen.as_ref().and_then(|guest| guest.place(key, *at)),
             }

@@ -114,6 +114,12 @@ impl FakeStore {
             shared.tree.remove(path);
         }
         gone.iter().for_each(|path| shared.changed(path));
+        shared.changed("@releaseDomain");
+    }
+
+    /// What xenstored says when a domain has shut itself down or crashed and is still there.
+    pub fn announce_release(&self) {
+        self.lock().changed("@releaseDomain");
     }
 
     /// A client's connection as that domain; 0 is privileged.
