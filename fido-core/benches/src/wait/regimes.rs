@@ -60,6 +60,8 @@ const STOP: u8 = 2;
 pub const ARENA: u64 = 4 << 20;
 /// Nobody waits longer without looking again, so that a lost wake-up would show as a wait of this length.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long an answer may take at all. Spinners on a crowded machine are slow.
+const LIMIT: Duration = Duration::from_secs(60);
 
 impl Regime {
     /// What it is called.
@@ -179,7 +181,7 @@ fn appliance(wait: WaitStrategy, depth: usize, length: Length, times: &mut Histo
     let memories: Vec<Memory> = nodes.iter().map(|node| node.memory.clone()).collect();
     let [net, fs, disk] = <[Node; 3]>::try_from(nodes).map_err(|_| "three domains")?;
     let (mut client, socket) = UnixStream::pair()?;
-    client.set_read_timeout(Some(PATIENCE))?;
+    client.set_read_timeout(Some(LIMIT))?;
     socket.set_nonblocking(true)?;
     let threads: Vec<Box<dyn FnOnce() -> Result<(), Failure> + Send>> = vec![
         Box::new(move || {

@@ -44,7 +44,9 @@ impl Job for Echo {
 
     fn poll(&mut self) -> bool {
         let mut busy = self.0.change().is_some();
-        while let Some(Ok((head, _))) = self.0.recv() {
+        // Bounded, or a client that asks as fast as it is answered would keep the thread from the other lanes.
+        for _ in 0..DEPTH {
+            let Some(Ok((head, _))) = self.0.recv() else { break };
             work_for(WORK);
             // A client that is gone needs no answer.
             let _ = send(&mut self.0, head.kind);
