@@ -47,9 +47,12 @@ impl Owner {
 /// # Errors
 /// [`XenError`]: no device, references that Xen or the directory's rules refuse, a full table.
 pub fn granted(owner: Owner, reader: u16, root: u32) -> Result<Window, XenError> {
+    let label = owner.label(Kind::Grants, reader)?;
+    // A file of its own: on PVH the kernel lets go of the pages only when it is closed.
     let device = Gntdev::open()?;
-    let map = |list: &[u32], place| map_grants(&device, owner.domain, list, place);
-    let list = read_lists(owner, owner.label(Kind::Grants, reader)?, root, map)?;
+    let list = read_lists(owner, label, root, |list, place| map_grants(&device, owner.domain, list, place))?;
+    drop(device);
+    let device = Gntdev::open()?;
     let mapping = map_grants(&device, owner.domain, &list, Place::Of(owner.id))?;
     Ok(window(owner, GrantMapping { mapping, _device: device }))
 }

@@ -1,6 +1,11 @@
 //! A guest as a domain: follows what the manager tells in xenstore, shares its arena, maps those of others, connects
 //! bells.
 
+#[cfg(test)]
+mod machine;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
