@@ -5,6 +5,7 @@
 
 mod arena;
 mod ring;
+mod xen;
 
 use crate::addr::{DomainId, GlobalAddr, Segment};
 use crate::arena::{LanePlace, OwnArena};
@@ -19,6 +20,7 @@ use crate::ring::Words;
 use crate::testing::{TestLink, private_memory, store};
 pub use arena::{arena, introduction};
 pub use ring::ring;
+pub use xen::xen;
 
 /// The arenas of [`lane`]: small, so that many can be made in a second.
 const ARENA_BYTES: u64 = 256 << 10;
