@@ -1,8 +1,8 @@
 //! The ring: a single-producer single-consumer array of 64-byte slots, in which every word has one writer.
 //!
 //! The slots lie in the producer's arena: 60 bytes of message and a 32-bit *lap stamp*. The producer writes the
-//! message, then stores the stamp with release; a slot is ready when its stamp is the consumer's lap. Nothing is
-//! cleared, so the consumer never writes a line that the producer owns.
+//! message, its last word and the stamp with one release store; a slot is ready when its stamp is the consumer's lap.
+//! Nothing is cleared, so the consumer never writes a line that the producer owns.
 //!
 //! Flow control is by *credit*: the consumer publishes its running count in its own arena, every quarter ring and
 //! before it sleeps; the producer keeps a private copy and reads it again only when that copy says "full".
@@ -20,22 +20,26 @@ mod doorbell;
 mod model;
 mod queue;
 
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 pub use doorbell::{Sleeper, Waker, is_asleep};
 pub use queue::{Consumer, Producer, WildCredit};
 
-/// 32-bit words of a message. (The model needs no payload to be right about stamps.)
-pub const MESSAGE_WORDS: usize = if cfg!(loom) { 1 } else { 15 };
+/// 64-bit words of a slot before the one that has the stamp. (The model needs no more to be right about stamps.)
+const PAIRS: usize = if cfg!(loom) { 1 } else { 7 };
+
+/// 32-bit words of a message.
+pub const MESSAGE_WORDS: usize = 2 * PAIRS + 1;
 
 /// The message part of a slot, as plain private words.
 pub type Words = [u32; MESSAGE_WORDS];
 
-/// One slot, in the producer's arena.
+/// One slot, in the producer's arena: little-endian words of 32 bits, accessed in pairs.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct Slot {
-    words: [AtomicU32; MESSAGE_WORDS],
-    stamp: AtomicU32,
+    pairs: [AtomicU64; PAIRS],
+    /// The last word of the message, and above it the stamp.
+    last: AtomicU64,
 }
 
 #[cfg(not(loom))]

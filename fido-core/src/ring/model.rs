@@ -19,6 +19,15 @@ use crate::sync::{AtomicBool, fence};
 use loom::sync::Arc;
 use loom::thread;
 
+/// The first words of the message `whole(7)` in a slot, and its last word with the stamp of the first lap.
+const PAIR: u64 = 7 | 7 << 32;
+const LAST: u64 = 7 | 1 << 32;
+
+/// A message that shows it if a part of it is missing.
+fn whole(number: u32) -> Words {
+    [number; MESSAGE_WORDS]
+}
+
 /// Both halves of a ring, and the bells of those who sleep.
 struct Shared {
     slots: Vec<Slot>,
@@ -86,7 +95,7 @@ fn messages_arrive_whole_and_in_order() {
         let sender = shared.clone();
         let producer = thread::spawn(move || {
             for message in [7, 8, 9] {
-                while !tx.push(&[message]) {
+                while !tx.push(&whole(message)) {
                     thread::yield_now();
                     tx.refresh(&sender.consumer.credit).expect("the credit is sane");
                 }
@@ -99,7 +108,7 @@ fn messages_arrive_whole_and_in_order() {
                     None => thread::yield_now(),
                 }
             };
-            assert_eq!(message, [expected]);
+            assert_eq!(message, whole(expected));
             rx.publish_credit(&shared.consumer.credit);
         }
         producer.join().expect("the producer ends");
@@ -114,7 +123,7 @@ fn one_message(publish: fn(&Slot)) {
         let sender = shared.clone();
         let producer = thread::spawn(move || publish(&sender.slots[0]));
         if let Some(message) = rx.pop() {
-            assert_eq!(message, [7], "a torn message");
+            assert_eq!(message, whole(7), "a torn message");
         }
         producer.join().expect("the producer ends");
     });
@@ -123,8 +132,8 @@ fn one_message(publish: fn(&Slot)) {
 #[test]
 fn a_message_and_its_stamp_by_hand() {
     one_message(|slot| {
-        slot.words[0].store(7, Ordering::Relaxed);
-        slot.stamp.store(1, Ordering::Release);
+        slot.pairs[0].store(PAIR, Ordering::Relaxed);
+        slot.last.store(LAST, Ordering::Release);
     });
 }
 
@@ -132,8 +141,8 @@ fn a_message_and_its_stamp_by_hand() {
 #[should_panic(expected = "a torn message")]
 fn mutation_the_stamp_before_the_words() {
     one_message(|slot| {
-        slot.stamp.store(1, Ordering::Release);
-        slot.words[0].store(7, Ordering::Relaxed);
+        slot.last.store(LAST, Ordering::Release);
+        slot.pairs[0].store(PAIR, Ordering::Relaxed);
     });
 }
 
@@ -141,8 +150,8 @@ fn mutation_the_stamp_before_the_words() {
 #[should_panic(expected = "a torn message")]
 fn mutation_the_stamp_without_release() {
     one_message(|slot| {
-        slot.words[0].store(7, Ordering::Relaxed);
-        slot.stamp.store(1, Ordering::Relaxed);
+        slot.pairs[0].store(PAIR, Ordering::Relaxed);
+        slot.last.store(LAST, Ordering::Relaxed);
     });
 }
 
@@ -151,13 +160,13 @@ fn overwriting(take: fn(&mut Consumer, &Shared) -> Words) {
     loom::model(move || {
         let shared = shared(1);
         let (mut tx, mut rx) = (shared.tx(), shared.rx());
-        assert!(tx.push(&[7]));
+        assert!(tx.push(&whole(7)));
         let sender = shared.clone();
         let producer = thread::spawn(move || {
             tx.refresh(&sender.consumer.credit).expect("the credit is sane");
-            tx.push(&[8]);
+            tx.push(&whole(8));
         });
-        assert_eq!(take(&mut rx, &shared), [7], "overwritten");
+        assert_eq!(take(&mut rx, &shared), whole(7), "overwritten");
         producer.join().expect("the producer ends");
     });
 }
@@ -177,7 +186,7 @@ fn mutation_the_credit_before_the_words_were_read() {
     overwriting(|rx, shared| {
         assert!(rx.is_ready());
         shared.consumer.credit.publish(1);
-        [shared.slots[0].words[0].load(Ordering::Relaxed)]
+        [shared.slots[0].pairs[0].load(Ordering::Relaxed) as u32; MESSAGE_WORDS]
     });
 }
 
@@ -206,7 +215,7 @@ fn arm_and_look(rx: &Consumer, shared: &Shared) -> bool {
 }
 
 fn push_and_ring(tx: &mut Producer, shared: &Shared) {
-    assert!(tx.push(&[7]));
+    assert!(tx.push(&whole(7)));
     if Waker::default().must_ring(&shared.consumer.armed, false) {
         shared.consumer_bell.ring();
     }
@@ -243,7 +252,7 @@ fn mutation_the_sleeper_looks_before_it_arms() {
 #[should_panic(expected = "lost wake-up")]
 fn mutation_no_fence_at_the_waker() {
     let publish = |tx: &mut Producer, shared: &Shared| {
-        assert!(tx.push(&[7]));
+        assert!(tx.push(&whole(7)));
         if shared.consumer.armed.0.load(Ordering::Relaxed) & 1 != 0 {
             shared.consumer_bell.ring();
         }
@@ -256,7 +265,7 @@ fn mutation_no_fence_at_the_waker() {
 fn mutation_the_waker_looks_before_it_publishes() {
     let publish = |tx: &mut Producer, shared: &Shared| {
         let must = Waker::default().must_ring(&shared.consumer.armed, false);
-        assert!(tx.push(&[7]));
+        assert!(tx.push(&whole(7)));
         if must {
             shared.consumer_bell.ring();
         }
@@ -277,7 +286,7 @@ fn two_sleeps(must_ring: fn(&Line, &mut Waker, &mut bool) -> bool) {
         let producer = thread::spawn(move || {
             let (mut waker, mut rang) = (Waker::default(), false);
             for message in [7, 8] {
-                assert!(tx.push(&[message]));
+                assert!(tx.push(&whole(message)));
                 if must_ring(&sender.consumer.armed, &mut waker, &mut rang) {
                     sender.consumer_bell.ring();
                 }
@@ -294,7 +303,7 @@ fn two_sleeps(must_ring: fn(&Line, &mut Waker, &mut bool) -> bool) {
                 }
                 sleeper.disarm(&shared.consumer.armed);
             }
-            assert_eq!(rx.pop(), Some([message]));
+            assert_eq!(rx.pop(), Some(whole(message)));
         }
         producer.join().expect("the producer ends");
     });
@@ -319,10 +328,10 @@ fn room(wants_credit: bool, tells: bool) {
     loom::model(move || {
         let shared = shared(1);
         let (mut tx, mut rx) = (shared.tx(), shared.rx());
-        assert!(tx.push(&[7]));
+        assert!(tx.push(&whole(7)));
         let receiver = shared.clone();
         let consumer = thread::spawn(move || {
-            assert_eq!(rx.pop(), Some([7]));
+            assert_eq!(rx.pop(), Some(whole(7)));
             if tells && rx.publish_credit(&receiver.consumer.credit) {
                 // What a lane does before it sleeps: credit, its own armed word, then a look at the peer's.
                 Sleeper::default().arm(&receiver.consumer.armed, false);
@@ -342,7 +351,7 @@ fn room(wants_credit: bool, tells: bool) {
             }
             sleeper.disarm(&shared.producer.armed);
         }
-        assert!(tx.push(&[8]));
+        assert!(tx.push(&whole(8)));
         consumer.join().expect("the consumer ends");
     });
 }

@@ -1,6 +1,6 @@
 //! The two ends of a ring: messages by lap stamp, flow control by credit.
 
-use super::{Line, Slot, Words};
+use super::{Line, MESSAGE_WORDS, PAIRS, Slot, Words};
 use crate::sync::Ordering;
 
 /// A peer has published a credit that cannot be.
@@ -39,12 +39,13 @@ impl Producer {
     pub unsafe fn new(slots: *const Slot, capacity: u32) -> Self {
         for index in 0..capacity {
             // SAFETY: within the array, by the caller's promise.
-            unsafe { &*slots.add(index as usize) }.stamp.store(0, Ordering::Relaxed);
+            unsafe { &*slots.add(index as usize) }.last.store(0, Ordering::Relaxed);
         }
         Self { slots, capacity, lap_shift: capacity.trailing_zeros(), sent: 0, credit: 0 }
     }
 
     /// How many messages fit now, going by the last credit read.
+    #[inline]
     pub fn room(&self) -> u32 {
         self.capacity - self.sent.wrapping_sub(self.credit)
     }
@@ -53,6 +54,7 @@ impl Producer {
     ///
     /// # Errors
     /// [`WildCredit`] if it cannot be: the peer is broken.
+    #[inline]
     pub fn refresh(&mut self, peer: &Line) -> Result<(), WildCredit> {
         let credit = peer.read();
         if self.sent.wrapping_sub(credit) > self.capacity {
@@ -63,17 +65,19 @@ impl Producer {
     }
 
     /// Publishes one message, if there is room.
+    #[inline]
     pub fn push(&mut self, message: &Words) -> bool {
         if self.room() == 0 {
             return false;
         }
         // SAFETY: masked to the capacity; the slots stay mapped (`new`).
         let slot = unsafe { &*self.slots.add((self.sent & (self.capacity - 1)) as usize) };
-        for (word, value) in slot.words.iter().zip(message) {
-            word.store(*value, Ordering::Relaxed);
+        let (pairs, last) = message.split_at(2 * PAIRS);
+        for (pair, words) in slot.pairs.iter().zip(pairs.chunks_exact(2)) {
+            pair.store(join(words[0], words[1]), Ordering::Relaxed);
         }
-        // SYNC: pairs with the acquire load of the stamp in `Consumer::is_ready`.
-        slot.stamp.store(lap(self.sent, self.lap_shift), Ordering::Release);
+        // SYNC: pairs with the acquire load of the stamp in `Consumer::ready`.
+        slot.last.store(join(last[0], lap(self.sent, self.lap_shift)), Ordering::Release);
         self.sent = self.sent.wrapping_add(1);
         true
     }
@@ -103,37 +107,52 @@ impl Consumer {
         Self { slots, capacity, lap_shift: capacity.trailing_zeros(), taken: 0, published: 0 }
     }
 
+    #[inline]
     fn slot(&self) -> *const Slot {
         // SAFETY: masked to the capacity, within the array (`new`).
         unsafe { self.slots.add((self.taken & (self.capacity - 1)) as usize) }
     }
 
-    /// Whether a message is there.
-    pub fn is_ready(&self) -> bool {
+    /// The last word of the next message, if it is there.
+    #[inline]
+    fn ready(&self) -> Option<u32> {
         // SAFETY: a mapped slot of atomics; the reference to the peer's word lives for this load only.
-        let stamp = unsafe { &(*self.slot()).stamp };
+        let last = unsafe { &(*self.slot()).last };
         // SYNC: pairs with the release store of the stamp in `Producer::push`.
-        stamp.load(Ordering::Acquire) == lap(self.taken, self.lap_shift)
+        let (word, stamp) = split(last.load(Ordering::Acquire));
+        (stamp == lap(self.taken, self.lap_shift)).then_some(word)
+    }
+
+    /// Whether a message is there.
+    #[inline]
+    pub fn is_ready(&self) -> bool {
+        self.ready().is_some()
     }
 
     /// Takes the next message, if there is one. The words are copied out once.
+    #[inline]
     pub fn pop(&mut self) -> Option<Words> {
-        if !self.is_ready() {
-            return None;
-        }
+        let last = self.ready()?;
         let slot = self.slot();
-        // SAFETY: a mapped slot of atomics; each reference lives for one load.
-        let message = std::array::from_fn(|word| unsafe { &(*slot).words[word] }.load(Ordering::Relaxed));
+        let mut message = [last; MESSAGE_WORDS];
+        for (index, words) in message.chunks_exact_mut(2).enumerate() {
+            // SAFETY: a mapped slot of atomics; each reference lives for one load.
+            let pair = unsafe { &(*slot).pairs[index] };
+            let (low, high) = split(pair.load(Ordering::Relaxed));
+            words.copy_from_slice(&[low, high]);
+        }
         self.taken = self.taken.wrapping_add(1);
         Some(message)
     }
 
     /// Whether a quarter ring or more has been taken since the credit was last published.
+    #[inline]
     pub fn owes_credit(&self) -> bool {
         self.taken.wrapping_sub(self.published) >= self.capacity / 4
     }
 
     /// Publishes the credit in the own arena; whether that told the peer anything new.
+    #[inline]
     pub fn publish_credit(&mut self, own: &Line) -> bool {
         let news = self.taken != self.published;
         if news {
@@ -145,14 +164,27 @@ impl Consumer {
     }
 }
 
+/// Two words as they lie in a slot.
+#[inline]
+fn join(low: u32, high: u32) -> u64 {
+    (u64::from(low) | u64::from(high) << 32).to_le()
+}
+
+/// The two words in a pair of a slot.
+#[inline]
+fn split(pair: u64) -> (u32, u32) {
+    let pair = u64::from_le(pair);
+    (pair as u32, (pair >> 32) as u32)
+}
+
 /// The stamp of the slot at a running position: its lap, counted from 1.
+#[inline]
 fn lap(position: u32, shift: u32) -> u32 {
     (position >> shift) + 1
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::super::MESSAGE_WORDS;
     use super::*;
     use proptest::prelude::*;
 
