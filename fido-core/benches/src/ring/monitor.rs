@@ -82,6 +82,8 @@ mod imp {
     // The instructions are given as bytes: assemblers know them only where the target has the feature.
 
     impl Relax for Umwait {
+        const WATCHES: bool = true;
+
         fn watch(line: *const u8) {
             // SAFETY: `umonitor rax` (WAITPKG, checked by `absent` before this type is used) only reads the address.
             unsafe { asm!(".byte 0xf3, 0x0f, 0xae, 0xf0", in("rax") line, options(nostack, preserves_flags)) };
@@ -107,6 +109,8 @@ mod imp {
     }
 
     impl Relax for Mwaitx {
+        const WATCHES: bool = true;
+
         fn watch(line: *const u8) {
             // SAFETY: `monitorx rax, ecx, edx` (checked by `absent`) only reads the address; no extensions, no hints.
             unsafe {

@@ -10,6 +10,9 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a core does between two looks at a word.
 pub trait Relax {
+    /// Whether [`Relax::watch`] does anything.
+    const WATCHES: bool = false;
+
     /// Begins to watch the cache line; a look follows.
     fn watch(_line: *const u8) {}
 
@@ -45,9 +48,11 @@ pub fn until<R: Relax, T>(what: &str, line: *const u8, mut look: impl FnMut() ->
             if let Some(found) = look() {
                 return Ok(found);
             }
-            R::watch(line);
-            if let Some(found) = look() {
-                return Ok(found);
+            if R::WATCHES {
+                R::watch(line);
+                if let Some(found) = look() {
+                    return Ok(found);
+                }
             }
             R::relax();
         }

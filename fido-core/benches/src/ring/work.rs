@@ -43,7 +43,7 @@ pub enum Say {
 impl Work {
     /// Does the leading side's part; single exchanges go into the histogram in nanoseconds. How long all took.
     pub fn lead(&self, end: &mut End, core: Option<usize>, into: &mut Histogram<u64>) -> Result<Duration, Failure> {
-        let began = Instant::now();
+        let mut began = Instant::now();
         match *self {
             Self::Exchange { via, batch, count } if via.is_local() => {
                 let lead = LeadExchange { batch, count, into };
@@ -53,9 +53,12 @@ impl Work {
                 channel::with(via, end, LeadExchange { batch, count, into })?;
             }
             Self::Stream { via, batch, count } if via.is_local() => {
-                channel::threads::with(via, core, LeadStream { batch, count }, FollowStream { count })?;
+                let lead = LeadStream { batch, count, began: &mut began };
+                channel::threads::with(via, core, lead, FollowStream { count })?;
             }
-            Self::Stream { via, batch, count } => channel::with(via, end, LeadStream { batch, count })?,
+            Self::Stream { via, batch, count } => {
+                channel::with(via, end, LeadStream { batch, count, began: &mut began })?;
+            }
             Self::Loans(loans) => loans.lead(end)?,
             Self::Lanes(lanes) => lanes.lead(end)?,
             Self::Fan(requests) => requests.serve(end)?,
@@ -88,7 +91,8 @@ fn message(number: u32) -> Words {
 /// Receives the message with that number.
 #[inline]
 fn expect<C: Channel>(channel: &mut C, number: u32) -> Result<(), Failure> {
-    let message = channel.receive()?;
+    let mut message = [0; MESSAGE_WORDS];
+    channel.receive(&mut message)?;
     match black_box(&message)[0] {
         found if found == number => Ok(()),
         found => Err(wrong(number, found)),
@@ -139,13 +143,17 @@ impl Duty for FollowExchange {
     }
 }
 
-struct LeadStream {
+struct LeadStream<'a> {
     batch: u32,
     count: u32,
+    /// When the other side was there and the stream began.
+    began: &'a mut Instant,
 }
 
-impl Duty for LeadStream {
+impl Duty for LeadStream<'_> {
     fn perform<C: Channel>(self, channel: &mut C) -> Result<(), Failure> {
+        greet(channel)?;
+        *self.began = Instant::now();
         let mut number = 0;
         while number < self.count {
             let end = self.count.min(number + self.batch);
@@ -153,8 +161,19 @@ impl Duty for LeadStream {
             channel.flush()?;
             number = end;
         }
-        expect(channel, 0)
+        expect(channel, GREETINGS)
     }
+}
+
+/// Exchanges before a stream: both sides have started, and have touched all that they will.
+const GREETINGS: u32 = 256;
+
+fn greet<C: Channel>(channel: &mut C) -> Result<(), Failure> {
+    (0..GREETINGS).try_for_each(|number| {
+        channel.send(&message(number))?;
+        channel.flush()?;
+        expect(channel, number)
+    })
 }
 
 struct FollowStream {
@@ -163,8 +182,9 @@ struct FollowStream {
 
 impl Duty for FollowStream {
     fn perform<C: Channel>(self, channel: &mut C) -> Result<(), Failure> {
+        FollowExchange { batch: 1, count: GREETINGS }.perform(channel)?;
         (0..self.count).try_for_each(|number| expect(channel, number))?;
-        channel.send(&message(0))?;
+        channel.send(&message(GREETINGS))?;
         channel.flush()
     }
 }

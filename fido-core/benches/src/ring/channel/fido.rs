@@ -39,14 +39,15 @@ impl<R: Relax> Channel for Floor<'_, R> {
     }
 
     #[inline]
-    fn receive(&mut self) -> Result<Words, Failure> {
+    fn receive(&mut self, message: &mut Words) -> Result<(), Failure> {
         if self.end.side == Side::Follow {
             self.end.exchanged = self.end.exchanged.wrapping_add(1);
         }
         let (word, awaited) = (&self.end.bare.other().session, self.end.exchanged);
         until::<R, _>("word", (&raw const *word).cast(), || (word.read() == awaited).then_some(()))?;
+        *message = [self.count; MESSAGE_WORDS];
         self.count += 1;
-        Ok([self.count - 1; MESSAGE_WORDS])
+        Ok(())
     }
 }
 
@@ -69,17 +70,20 @@ impl<R: Relax> Channel for Ring<'_, R> {
     }
 
     #[inline]
-    fn receive(&mut self) -> Result<Words, Failure> {
+    fn receive(&mut self, message: &mut Words) -> Result<(), Failure> {
         let at = self.bare.received & (SLOTS - 1);
         let line = self.bare.slots.wrapping_add(at as usize).cast();
-        let message = until::<R, _>("message", line, || self.bare.rx.pop())?;
+        until::<R, _>("message", line, || {
+            *message = self.bare.rx.pop()?;
+            Some(())
+        })?;
         self.bare.received = self.bare.received.wrapping_add(1);
         if self.bare.rx.owes_credit() {
             let own: *const _ = self.bare.own();
             // SAFETY: as in `Bare::own`; the borrow checker cannot know that `rx` is another field.
             self.bare.rx.publish_credit(&unsafe { &*own }.credit);
         }
-        Ok(message)
+        Ok(())
     }
 }
 
@@ -129,9 +133,10 @@ impl Channel for Lane<'_> {
     }
 
     #[inline]
-    fn receive(&mut self) -> Result<Words, Failure> {
+    fn receive(&mut self, message: &mut Words) -> Result<(), Failure> {
         let (head, _payload) = receive(self.lane)?;
-        Ok([head.args[0]; MESSAGE_WORDS])
+        message[..4].copy_from_slice(&head.args);
+        Ok(())
     }
 }
 

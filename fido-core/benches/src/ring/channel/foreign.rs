@@ -1,11 +1,10 @@
 //! Rings as others have them, in memory that both sides write. Written for the comparison only, and as carefully as
 //! Fido's own: whole words, aligned slots, private positions.
 
-use std::array;
 use std::marker::PhantomData;
 use std::sync::atomic::Ordering;
 
-use fido_core::ring::Words;
+use fido_core::ring::{MESSAGE_WORDS, Words};
 
 use super::Channel;
 use crate::Failure;
@@ -49,8 +48,12 @@ fn write(slot: &Slot, message: &Words, flag: u64, last: Ordering) {
 
 #[inline]
 fn read(slot: &Slot, last: u64) -> Words {
-    let words: [u64; 7] = array::from_fn(|index| slot.words[index].load(Ordering::Relaxed));
-    array::from_fn(|index| if index == 14 { last as u32 } else { (words[index / 2] >> (32 * (index % 2))) as u32 })
+    let mut message = [last as u32; MESSAGE_WORDS];
+    for (words, pair) in message.chunks_exact_mut(2).zip(&slot.words) {
+        let pair = pair.load(Ordering::Relaxed);
+        words.copy_from_slice(&[pair as u32, (pair >> 32) as u32]);
+    }
+    message
 }
 
 /// Each slot says whether it is full; who sends waits for an empty one, who receives empties it.
@@ -87,17 +90,17 @@ impl<R: Relax> Channel for Flagged<'_, R> {
     }
 
     #[inline]
-    fn receive(&mut self) -> Result<Words, Failure> {
+    fn receive(&mut self, message: &mut Words) -> Result<(), Failure> {
         let slot = slot(self.into, self.at.received);
         let last = until::<R, _>("message", (&raw const *slot).cast(), || {
             // SYNC: pairs with the release store in `send`.
             Some(slot.last.load(Ordering::Acquire)).filter(|last| last & FULL != 0)
         })?;
-        let message = read(slot, last);
+        *message = read(slot, last);
         // SYNC: pairs with the acquire load in `send`.
         slot.last.store(0, Ordering::Release);
         self.at.received = self.at.received.wrapping_add(1);
-        Ok(message)
+        Ok(())
     }
 }
 
@@ -149,15 +152,15 @@ impl Channel for Indexed<'_> {
     }
 
     #[inline]
-    fn receive(&mut self) -> Result<Words, Failure> {
+    fn receive(&mut self, message: &mut Words) -> Result<(), Failure> {
         if self.at.received == self.at.known_sent {
             let (sent, received) = (&self.into.sent, self.at.received);
             self.at.known_sent = spin("message", || Some(published(sent)).filter(|known| *known != received))?;
         }
         let slot = slot(&self.into.array, self.at.received);
-        let message = read(slot, slot.last.load(Ordering::Relaxed));
+        *message = read(slot, slot.last.load(Ordering::Relaxed));
         self.at.received = self.at.received.wrapping_add(1);
         publish(&self.into.received, self.at.received);
-        Ok(message)
+        Ok(())
     }
 }

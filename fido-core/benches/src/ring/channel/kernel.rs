@@ -51,10 +51,13 @@ impl Channel for Socket<'_> {
         Ok(())
     }
 
-    fn receive(&mut self) -> Result<Words, Failure> {
+    fn receive(&mut self, message: &mut Words) -> Result<(), Failure> {
         let mut packet = [0; BYTES];
         match rustix::net::recv(self.0, &mut packet[..], RecvFlags::empty())? {
-            (_, BYTES) => Ok(decode(&packet)),
+            (_, BYTES) => {
+                *message = decode(&packet);
+                Ok(())
+            }
             (_, 0) => Err("the other side closed the socket".into()),
             (_, count) => Err(format!("a packet of {count} bytes").into()),
         }
@@ -100,7 +103,7 @@ impl Channel for Bytes<'_> {
         Ok(())
     }
 
-    fn receive(&mut self) -> Result<Words, Failure> {
+    fn receive(&mut self, message: &mut Words) -> Result<(), Failure> {
         while self.read.len() - self.taken < BYTES {
             self.read.drain(..self.taken);
             self.taken = 0;
@@ -110,9 +113,9 @@ impl Channel for Bytes<'_> {
                 count => self.read.extend_from_slice(&bytes[..count]),
             }
         }
-        let message = decode(&self.read[self.taken..self.taken + BYTES]);
+        *message = decode(&self.read[self.taken..self.taken + BYTES]);
         self.taken += BYTES;
-        Ok(message)
+        Ok(())
     }
 }
 
@@ -134,10 +137,11 @@ impl Channel for Event<'_> {
         Ok(())
     }
 
-    fn receive(&mut self) -> Result<Words, Failure> {
+    fn receive(&mut self, message: &mut Words) -> Result<(), Failure> {
         rustix::io::read(&self.end.kernel.own_event, &mut [0; 8])?;
+        *message = [self.count; MESSAGE_WORDS];
         self.count += 1;
-        Ok([self.count - 1; MESSAGE_WORDS])
+        Ok(())
     }
 }
 
@@ -165,7 +169,7 @@ impl Channel for Futex<'_> {
         Ok(())
     }
 
-    fn receive(&mut self) -> Result<Words, Failure> {
+    fn receive(&mut self, message: &mut Words) -> Result<(), Failure> {
         let patience = Timespec::try_from(PATIENCE)?;
         while self.other.load(Ordering::Acquire) == *self.woken {
             match futex::wait(self.other, futex::Flags::empty(), *self.woken, Some(&patience)) {
@@ -174,7 +178,8 @@ impl Channel for Futex<'_> {
             }
         }
         *self.woken = self.woken.wrapping_add(1);
+        *message = [self.count; MESSAGE_WORDS];
         self.count += 1;
-        Ok([self.count - 1; MESSAGE_WORDS])
+        Ok(())
     }
 }

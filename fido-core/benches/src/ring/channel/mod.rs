@@ -29,7 +29,7 @@ pub trait Channel {
     }
 
     /// Waits for the next message.
-    fn receive(&mut self) -> Result<Words, Failure>;
+    fn receive(&mut self, message: &mut Words) -> Result<(), Failure>;
 }
 
 /// What is to be done with a channel, whichever it is.

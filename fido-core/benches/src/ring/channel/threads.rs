@@ -61,8 +61,9 @@ impl Channel for Rtrb {
     }
 
     #[inline]
-    fn receive(&mut self) -> Result<Words, Failure> {
-        Ok(spin("message", || self.rx.pop().ok())?.0)
+    fn receive(&mut self, message: &mut Words) -> Result<(), Failure> {
+        *message = spin("message", || self.rx.pop().ok())?.0;
+        Ok(())
     }
 }
 
@@ -89,18 +90,18 @@ impl Channel for Chunks {
     #[inline]
     fn flush(&mut self) -> Result<(), Failure> {
         let count = self.out.len();
-        let room = || self.ends.tx.write_chunk_uninit(count).ok().map(|chunk| chunk.fill_from_iter(self.out.drain(..)));
-        let mut room = room;
-        spin("room", &mut room).map(drop)
+        let (tx, out) = (&mut self.ends.tx, &mut self.out);
+        spin("room", || Some(tx.write_chunk_uninit(count).ok()?.fill_from_iter(out.drain(..)))).map(drop)
     }
 
     #[inline]
-    fn receive(&mut self) -> Result<Words, Failure> {
+    fn receive(&mut self, message: &mut Words) -> Result<(), Failure> {
         if self.taken.is_empty() {
             let count = spin("messages", || Some(self.ends.rx.slots()).filter(|count| *count > 0))?;
             self.taken.extend(self.ends.rx.read_chunk(count)?);
         }
-        Ok(self.taken.pop_front().ok_or("an empty chunk")?.0)
+        *message = self.taken.pop_front().ok_or("an empty chunk")?.0;
+        Ok(())
     }
 }
 
@@ -148,11 +149,14 @@ impl Channel for Local<'_> {
     }
 
     #[inline]
-    fn receive(&mut self) -> Result<Words, Failure> {
-        let message = spin("message", || self.rx.pop())?;
+    fn receive(&mut self, message: &mut Words) -> Result<(), Failure> {
+        spin("message", || {
+            *message = self.rx.pop()?;
+            Some(())
+        })?;
         if self.rx.owes_credit() {
             self.rx.publish_credit(self.own_credit);
         }
-        Ok(message)
+        Ok(())
     }
 }
