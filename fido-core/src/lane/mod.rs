@@ -16,6 +16,7 @@
 mod loan;
 mod mailbox;
 mod receive;
+mod send;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -30,7 +31,7 @@ use crate::assignment::Transport;
 use crate::bell::Bell;
 use crate::heap::HeapError;
 use crate::memory::{CopyError, Memory};
-use crate::message::{self, Frame, Head, INLINE_SEGMENTS, KIND_RESERVED, LIST_ENTRY_BYTES, NO_SEGMENT};
+use crate::message::{self, Head, KIND_RESERVED};
 use crate::payload::{MAX_SEGMENTS, Payload};
 use crate::wait::{PeerView, Source};
 use crate::window::AddressError;
@@ -178,59 +179,6 @@ impl Lane {
         self.held_back = held_back;
     }
 
-    /// Publishes a message and lends its payload. Call [`Lane::flush`] after a batch.
-    ///
-    /// # Errors
-    /// [`SendError`], with the payload where it can be sent later or elsewhere. While a change has not been taken the
-    /// lane is down: whoever does not know yet that the peer is another one means the old one.
-    pub fn send(&mut self, head: Head, payload: Payload) -> Result<(), SendError> {
-        self.follow_news();
-        if !self.changes.is_empty() {
-            return Err(SendError::Down(payload));
-        }
-        let Some(session) = self.session.as_mut().filter(|session| session.is_up) else {
-            return Err(SendError::Down(payload));
-        };
-        if head.kind >= KIND_RESERVED {
-            return Err(SendError::ReservedKind(head.kind));
-        }
-        if payload.parts().len() > MAX_SEGMENTS {
-            return Err(SendError::TooManySegments(payload));
-        }
-        if session.tx.room() == 0
-            && let Err(error) = session.refresh_room()
-        {
-            self.break_session(&error);
-            return Err(SendError::Down(payload));
-        }
-        if session.tx.room() == 0 || !session.loans.has_room() {
-            self.wants_room = true;
-            return Err(SendError::Full(payload));
-        }
-        let copying = self.setup.transport == Transport::Copying;
-        let payload = if copying { copied(&self.setup.memory, payload)? } else { payload };
-        let mut frame = Frame { head, loan: 0, returned: 0, count: 0, segments: [NO_SEGMENT; INLINE_SEGMENTS] };
-        if !payload.is_empty() {
-            let kept = list_segments(&self.setup.memory, payload, &mut frame)?;
-            frame.loan = session.loans.give(kept);
-            self.counts.given += 1;
-        }
-        session.returns.take(1, &mut self.tags);
-        frame.returned = self.tags.pop().unwrap_or(0);
-        session.tx.push(&frame.encode());
-        // The copying transport notifies for each message, here and now.
-        session.sent |= !copying;
-        self.wants_room = false;
-        self.counts.sent += 1;
-        if copying {
-            session.ringer.ring();
-            let stats = self.setup.memory.stats();
-            stats.bells_rung.add(1);
-            stats.syscalls.add(1);
-        }
-        Ok(())
-    }
-
     /// Publishes the returns of loans and rings the peer if it sleeps. Call it after a batch and before waiting.
     pub fn flush(&mut self) {
         self.follow_news();
@@ -292,7 +240,16 @@ impl Lane {
     }
 
     /// Takes in what the control thread has to tell, and notices when a session is set up on both sides.
+    #[inline]
     fn follow_news(&mut self) {
+        let turned = self.session.as_ref().is_some_and(|session| session.is_up != session.peer_is_set_up());
+        if turned || self.setup.mailbox.has_news() {
+            self.take_news();
+        }
+    }
+
+    #[cold]
+    fn take_news(&mut self) {
         while let Some(news) = self.setup.mailbox.take() {
             match news {
                 News::Up(peer, ringer) => self.begin_session(peer, ringer),
@@ -305,7 +262,7 @@ impl Lane {
             }
         }
         let Some(session) = self.session.as_mut() else { return };
-        match (session.is_up, session.peer_is_set_up(self.setup.memory.id())) {
+        match (session.is_up, session.peer_is_set_up()) {
             (false, true) => {
                 session.is_up = true;
                 self.changes.push_back(Change::Up(session.peer));
@@ -380,41 +337,6 @@ impl Lane {
     }
 }
 
-/// The payload in a buffer of our own ("ring pages"): the copying transport's first copy.
-fn copied(memory: &Memory, payload: Payload) -> Result<Payload, SendError> {
-    match memory.copy_in(&payload) {
-        Ok(copy) => Ok(copy.map_or_else(Payload::new, crate::heap::ArenaBuf::into_payload)),
-        Err(CopyError::Heap(HeapError::Exhausted { wanted, capacity, .. })) if wanted <= capacity => {
-            Err(SendError::Full(payload))
-        }
-        Err(CopyError::Heap(error)) => Err(SendError::Heap(error)),
-        Err(CopyError::Address(error)) => Err(SendError::Address(error)),
-    }
-}
-
-/// Puts a payload's segments into the frame, or into a list in the own arena that the frame names. Returns what has to
-/// be kept while it is on loan.
-fn list_segments(memory: &Memory, mut payload: Payload, frame: &mut Frame) -> Result<Payload, SendError> {
-    let count = payload.parts().len();
-    frame.count = count as u16;
-    if count <= INLINE_SEGMENTS {
-        for (place, segment) in frame.segments.iter_mut().zip(payload.segments()) {
-            *place = segment;
-        }
-        return Ok(payload);
-    }
-    let mut list = match memory.alloc(count * LIST_ENTRY_BYTES) {
-        Ok(list) => list,
-        Err(_) => return Err(SendError::Full(payload)),
-    };
-    for (entry, segment) in list.as_mut_slice().chunks_exact_mut(LIST_ENTRY_BYTES).zip(payload.segments()) {
-        entry.copy_from_slice(&message::encode_entry(segment));
-    }
-    frame.segments[0] = list.segment();
-    payload.append(list.into_payload());
-    Ok(payload)
-}
-
 impl Source for Lane {
     fn wake_fd(&self) -> BorrowedFd<'_> {
         let bell: &Bell = self.setup.mailbox.bell();
@@ -445,7 +367,7 @@ impl Source for Lane {
             return true;
         }
         let Some(session) = self.session.as_mut() else { return false };
-        if session.is_up != session.peer_is_set_up(self.setup.memory.id()) {
+        if session.is_up != session.peer_is_set_up() {
             return true;
         }
         if !session.is_up {

@@ -31,6 +31,8 @@ pub(super) struct Session {
     pub(super) sent: bool,
     /// Credit was published since then.
     pub(super) credited: bool,
+    /// What the peer publishes when it is set up for this incarnation.
+    me: u32,
     own: Half,
     theirs: Half,
     /// The thread line that the own advice names, counted from 1.
@@ -106,6 +108,7 @@ impl Session {
             is_up: false,
             sent: false,
             credited: false,
+            me: session_word(arena.id()),
             own,
             theirs,
             seat: 0,
@@ -183,8 +186,9 @@ impl Session {
     }
 
     /// Whether the peer has set its half up for this incarnation of ours.
-    pub(super) fn peer_is_set_up(&self, me: DomainId) -> bool {
-        self.theirs.control().session.read() == session_word(me)
+    #[inline]
+    pub(super) fn peer_is_set_up(&self) -> bool {
+        self.theirs.control().session.read() == self.me
     }
 }
 
