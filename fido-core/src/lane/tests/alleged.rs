@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::addr::Slot;
+use crate::message::{Frame, LIST_ENTRY_BYTES, NO_SEGMENT};
 
 /// Two ends, and a list of segments in the heap of `b`, the one that alleges.
 struct Rig {
