@@ -74,10 +74,19 @@ impl Connection {
         let packet = Packet { kind, request: state.request, transaction, content };
         let bytes = packet.encode()?;
         let result = self.exchange(&mut state, &packet, &bytes);
-        // Events that came together with the reply would otherwise lie in the decoder, and nothing would tell of them.
-        let result = result.and_then(|content| self.queue_events(&mut state).map(|()| content));
-        if let Err(error) = &result {
-            state.is_broken |= !error.leaves_connection_usable();
+        state.is_broken |= result.as_ref().is_err_and(|error| !error.leaves_connection_usable());
+        // Events that came together with the reply, a refusal too, would otherwise lie in the decoder, and nothing would
+        // tell of them.
+        if !state.is_broken
+            && let Err(error) = self.queue_events(&mut state)
+        {
+            state.is_broken = true;
+            self.events.ring();
+            return Err(error);
+        }
+        if state.is_broken {
+            // Whoever waits for events waits in vain.
+            self.events.ring();
         }
         result
     }

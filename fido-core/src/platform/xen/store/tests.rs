@@ -214,6 +214,19 @@ fn events_right_behind_the_reply_wake_who_waits_for_them() {
 }
 
 #[test]
+fn events_that_come_with_a_reply_are_told_of() {
+    for answer in [reply(Kind::Read, 1, b"x"), reply(Kind::Error, 1, b"ENOENT\0")] {
+        let store = scripted(vec![answer, reply(Kind::WatchEvent, 0, b"/b\0t\0")]);
+        let _ = store.now().read("/");
+        let [_, events] = store.event_fds();
+        let mut fds = [rustix::event::PollFd::from_borrowed_fd(events, rustix::event::PollFlags::IN)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        assert_eq!(rustix::event::poll(&mut fds, Some(&now)).unwrap(), 1, "nothing else will wake who waits");
+        assert!(store.poll_event().unwrap().is_some());
+    }
+}
+
+#[test]
 fn too_many_events_are_dropped_with_a_word() {
     let event = reply(Kind::WatchEvent, 0, b"/a\0t\0");
     let mut replies = vec![event; MAX_QUEUED_EVENTS + 1];
@@ -227,7 +240,13 @@ fn too_many_events_are_dropped_with_a_word() {
 
 #[test]
 fn silence_is_a_timeout_and_half_a_packet_too() {
-    assert!(matches!(scripted(vec![]).now().read("/"), Err(StoreError::Timeout { .. })));
+    let silent = scripted(vec![]);
+    let waiting = std::thread::spawn({
+        let silent = silent.clone();
+        move || silent.wait_event(SOON)
+    });
+    assert!(matches!(silent.now().read("/"), Err(StoreError::Timeout { .. })));
+    assert!(matches!(waiting.join().unwrap(), Err(StoreError::Broken)), "who waits for events hears of it");
     let whole = reply(Kind::Read, 1, b"value").encode().unwrap();
     let store = raw(whole[..18].to_vec(), Duration::from_millis(100));
     assert!(matches!(store.now().read("/"), Err(StoreError::Timeout { .. })));
