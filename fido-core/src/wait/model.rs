@@ -7,7 +7,7 @@
 
 use super::*;
 use crate::bell::Bell;
-use crate::ring::{Consumer, Line, Producer, Sleeper, Slot, Waker};
+use crate::ring::{Consumer, Line, MESSAGE_WORDS, Producer, Sleeper, Slot, Waker};
 use crate::sync::AtomicBool;
 use loom::thread;
 use std::os::fd::AsFd;
@@ -51,7 +51,7 @@ impl Source for Reader {
 fn publish(ring: &Ring) {
     // SAFETY: the slot lives in the `Arc` that this thread holds.
     let mut tx = unsafe { Producer::new(&raw const ring.slot, 1) };
-    assert!(tx.push(&[7]));
+    assert!(tx.push(&[7; MESSAGE_WORDS]));
     if Waker::default().must_ring(&ring.armed, false) {
         ring.rung.store(true, Ordering::Relaxed);
     }

@@ -1,8 +1,10 @@
 //! A guest as a domain: follows what the manager tells in xenstore, shares its arena, maps those of others, connects
 //! bells.
 
+#[cfg(not(loom))]
 #[cfg(test)]
 mod machine;
+#[cfg(not(loom))]
 #[cfg(test)]
 mod tests;
 
