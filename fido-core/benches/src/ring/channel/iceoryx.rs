@@ -78,7 +78,7 @@ impl Channel for Ports {
     #[inline]
     fn receive(&mut self, message: &mut Words) -> Result<(), Failure> {
         let sample = spin("message", || self.into.receive().transpose())??;
-        message.copy_from_slice(&sample[..message.len()]);
+        *message = std::array::from_fn(|word| sample[word]);
         Ok(())
     }
 }
