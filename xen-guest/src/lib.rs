@@ -4,7 +4,7 @@
 //! * `testbed-dom0`: the first process of the testbed's dom0: it runs the scenarios and reports.
 //! * `testbed-guest`: the programs that the scenarios run in guests.
 //! * [`grants`]: the hypervisor's own account of who shares what.
-//! * [`memory`]: the guests' part in the scenario of that name.
+//! * [`memory`]: the guests' part in the scenarios `memory` and `costs`.
 //! * [`report`]: how results come out of the emulated machine; the other end is in `xen-tools`.
 
 pub mod boot;

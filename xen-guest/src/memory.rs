@@ -1,4 +1,4 @@
-//! The guest's part in the scenario `memory`: does with fido-core's Xen platform what dom0 says, one command at a time.
+//! The guest's part in the scenarios `memory` and `costs`: does with fido-core's Xen platform what dom0 says, one command at a time.
 //!
 //! dom0 writes `NUMBER COMMAND…` into the node `fido/command` of the guest's home; the guest answers
 //! `NUMBER WHAT-CAME-OF-IT` in `data/answer`.
@@ -6,7 +6,7 @@
 use std::fmt::Display;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use std::os::unix::process::ExitStatusExt;
 
@@ -14,6 +14,7 @@ use fido_core::addr::{DomainId, Generation, Slot};
 use fido_core::bell::{Bell, Ringer};
 use fido_core::platform::xen::arena::{Provider, SharedArena};
 use fido_core::platform::xen::channel::{Channel, Port};
+use fido_core::platform::xen::costs::ForeignPage;
 use fido_core::platform::xen::store::Store;
 use fido_core::platform::xen::window::{self, Owner};
 use fido_core::window::{Span, Window};
@@ -89,6 +90,7 @@ impl Agent {
             ["create", slot, bytes] => self.create(None, slot, bytes),
             ["create", slot, bytes, pair] => self.create(Some(number(pair)?), slot, bytes),
             ["scribble", seed] => self.scribble(number(seed)?),
+            ["mark", seed] => self.mark(number(seed)?),
             ["grant", domain] => self.arena()?.grant(number(domain)?).map(|root| root.to_string()).map_err(text),
             ["revoke", domain] => self.arena()?.revoke(number(domain)?).map(|()| "done".into()).map_err(text),
             ["frame"] => Ok(format!("{:?}", self.arena()?.root_frame().map_err(text)?.unwrap_or_default())),
@@ -102,6 +104,10 @@ impl Agent {
                 self.window = None;
                 Ok("done".into())
             }
+            ["time-window", slot, domain, bytes, root] => self.time_window(slot, domain, bytes, root),
+            ["time-page", domain, root, rounds] => time_page(number(domain)?, number(root)?, number(rounds)?),
+            ["play-bell", rounds] => self.play_bell(number(rounds)?),
+            ["serve-bell", rounds] => self.serve_bell(number(rounds)?),
             ["trespass", ..] => trespass_elsewhere(words),
             ["offer", domain] => {
                 let port = self.channel()?.offer(number(domain)?).map_err(text)?;
@@ -152,12 +158,69 @@ impl Agent {
         Ok(digest((0..words).map(|at| (at + 1).wrapping_mul(seed.wrapping_mul(2) + 1))))
     }
 
+    /// As `scribble`, but only the first word of each page.
+    fn mark(&mut self, seed: u64) -> Answer {
+        let (_, raw) = self.arena.as_ref().ok_or("no arena")?;
+        for at in (0..raw.len / 8).step_by(512) {
+            let value = (at + 1).wrapping_mul(seed.wrapping_mul(2) + 1);
+            // SAFETY: within the own arena, which is mapped writable and of which no references exist; peers only read.
+            unsafe { raw.base.cast::<u64>().add(at as usize).write_volatile(value) };
+        }
+        Ok("done".into())
+    }
+
     fn map(&mut self, slot: &str, domain: &str, bytes: &str, root: &str) -> Answer {
         let owner = Owner { id: incarnation(slot)?, domain: number(domain)?, bytes: number(bytes)? };
         let window = window::granted(owner, own_number()?, number(root)?).map_err(text)?;
         let place = window.base();
         self.window = Some(Arc::new(window));
         Ok(format!("{place:p}"))
+    }
+
+    /// Nanoseconds to map a window, to read a word of each of its pages, and to unmap it.
+    fn time_window(&mut self, slot: &str, domain: &str, bytes: &str, root: &str) -> Answer {
+        let owner = Owner { id: incarnation(slot)?, domain: number(domain)?, bytes: number(bytes)? };
+        let own = own_number()?;
+        self.window = None;
+        let began = Instant::now();
+        let window = window::granted(owner, own, number(root)?).map_err(text)?;
+        let mapped = each(began, 1);
+        let window = Arc::new(window);
+        let began = Instant::now();
+        let mut first = [0; 8];
+        let mut words = Vec::new();
+        for offset in (0..window.len()).step_by(4096) {
+            Span::of(&window, offset, 8).ok_or("a page beyond the window")?.read(0, &mut first);
+            words.push(u64::from_ne_bytes(first));
+        }
+        let touched = each(began, 1);
+        // Every page is the owner's, and in its place: see `scribble`.
+        let step = words.first().copied().unwrap_or_default();
+        if (0u64..).zip(&words).any(|(page, word)| *word != (page * 512 + 1).wrapping_mul(step)) {
+            return Err("the window shows other pages than the owner's, or in another order".into());
+        }
+        let began = Instant::now();
+        drop(window);
+        Ok(format!("{mapped} {touched} {}", each(began, 1)))
+    }
+
+    fn play_bell(&self, rounds: u32) -> Answer {
+        let ((_, bell), port) = (self.bell.as_ref().ok_or("no bell")?, self.port.as_ref().ok_or("no port")?);
+        let began = Instant::now();
+        for _ in 0..rounds {
+            port.ring();
+            sleep_on(bell)?;
+        }
+        Ok(each(began, rounds).to_string())
+    }
+
+    fn serve_bell(&self, rounds: u32) -> Answer {
+        let ((_, bell), port) = (self.bell.as_ref().ok_or("no bell")?, self.port.as_ref().ok_or("no port")?);
+        for _ in 0..rounds {
+            sleep_on(bell)?;
+            port.ring();
+        }
+        Ok("done".into())
     }
 
     fn digest(&self) -> Answer {
@@ -179,6 +242,41 @@ impl Agent {
         bell.reset();
         Ok(if ready > 0 { "rung" } else { "silent" }.into())
     }
+}
+
+/// Waits for a bell without looking at anything else.
+fn sleep_on(bell: &Bell) -> Result<(), String> {
+    let ready = rustix::event::poll(&mut [PollFd::new(bell, PollFlags::IN)], Some(&BELL_LIMIT)).map_err(text)?;
+    bell.reset();
+    if ready > 0 { Ok(()) } else { Err("the bell stays silent".into()) }
+}
+
+/// Nanoseconds for each of `rounds`.
+fn each(began: Instant, rounds: u32) -> u128 {
+    began.elapsed().as_nanos() / u128::from(rounds.max(1))
+}
+
+/// Nanoseconds to map, read and unmap one page; to let Xen copy it; to copy a page of own memory.
+fn time_page(domain: u16, root: u32, rounds: u32) -> Answer {
+    let page = ForeignPage::of(domain, root).map_err(text)?;
+    let (mut here, mut there) = (Box::new([0; 4096]), Box::new([0; 4096]));
+    page.map_touch_unmap().map_err(text)?;
+    let began = Instant::now();
+    for _ in 0..rounds {
+        page.map_touch_unmap().map_err(text)?;
+    }
+    let mapped = each(began, rounds);
+    let began = Instant::now();
+    for _ in 0..rounds {
+        page.copy(&mut here).map_err(text)?;
+    }
+    let copied = each(began, rounds);
+    let began = Instant::now();
+    for _ in 0..rounds {
+        there.copy_from_slice(std::hint::black_box(&here[..]));
+        std::hint::black_box(&there);
+    }
+    Ok(format!("{mapped} {copied} {}", each(began, rounds)))
 }
 
 fn own_number() -> Result<u16, String> {

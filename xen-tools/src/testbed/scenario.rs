@@ -10,11 +10,15 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which `all` runs them.
-pub const ALL: [Scenario; 2] = [
+pub const ALL: [Scenario; 3] = [
     Scenario { name: "boot", about: "dom0 comes up; two guests run a program of ours and find themselves in xenstore" },
     Scenario {
         name: "memory",
         about: "arenas, windows and bells between three guests; a write that must fault; deaths, and no leak",
+    },
+    Scenario {
+        name: "costs",
+        about: "windows of up to 384 MiB, and what a window, a mapping, a copy and a bell take, in relation",
     },
 ];
 

@@ -3,6 +3,7 @@
 pub mod arena;
 pub mod channel;
 mod client;
+pub mod costs;
 pub mod devices;
 pub mod directory;
 pub mod error;

@@ -71,13 +71,25 @@ impl Machine {
 
     /// Creates a guest that runs `testbed-guest` with these arguments on a processor of its own.
     pub fn create(&mut self, name: &str, memory: u32, cpu: u32, arguments: &[&str]) -> Result<Guest, Failure> {
+        self.create_with(name, memory, cpu, arguments, "")
+    }
+
+    /// As [`Machine::create`], with more lines for the guest's xl configuration.
+    pub fn create_with(
+        &mut self,
+        name: &str,
+        memory: u32,
+        cpu: u32,
+        arguments: &[&str],
+        more: &str,
+    ) -> Result<Guest, Failure> {
         let config = format!("/run/xen/{name}.cfg");
         let kind = if self.pvh { "type = \"pvh\"\ntsc_mode = \"native\"" } else { "type = \"pv\"" };
         // A guest that has ended stays until the scenario has read what it left in xenstore.
         let text = format!(
             "name = \"{name}\"\n{kind}\nkernel = \"/guest/vmlinux\"\nramdisk = \"/guest/image.cpio\"\n\
              memory = {memory}\nvcpus = 1\ncpus = \"{cpu}\"\nextra = \"console=hvc0 quiet panic=1 -- {}\"\n\
-             on_poweroff = \"preserve\"\non_crash = \"preserve\"\non_reboot = \"preserve\"\n",
+             on_poweroff = \"preserve\"\non_crash = \"preserve\"\non_reboot = \"preserve\"\n{more}",
             arguments.join(" ")
         );
         fs::write(&config, text).map_err(|error| format!("{config}: {error}"))?;

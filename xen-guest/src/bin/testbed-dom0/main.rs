@@ -1,6 +1,7 @@
 //! The first process of the testbed's dom0: brings up the toolstack, runs the scenarios that the kernel's command line
 //! names after `--`, and reports on the second serial port. Ends by powering the machine off.
 
+mod costs;
 mod guest;
 mod machine;
 mod memory;

@@ -19,33 +19,50 @@ const LIMIT: Duration = Duration::from_secs(90);
 const PAGES: u64 = 1100;
 const BYTES: u64 = PAGES * 4096;
 
-struct Play {
+/// dom0's side of the conversation with the guests.
+pub struct Play {
     store: Store,
     number: u32,
 }
 
 impl Play {
+    /// Connects to xenstore.
+    pub fn begin() -> Result<Self, Failure> {
+        Ok(Self { store: Store::connect().map_err(|error| error.to_string())?, number: 0 })
+    }
+
     /// Tells a guest to do something and waits for its answer.
-    fn ask(&mut self, guest: &Guest, command: &str) -> Result<String, Failure> {
+    pub fn ask(&mut self, guest: &Guest, command: &str) -> Result<String, Failure> {
+        let number = self.tell(guest, command)?;
+        self.hear(guest, number).map_err(|failure| format!("{failure}, told to {command:?}"))
+    }
+
+    /// Tells a guest to do something. Returns the number by which to hear its answer.
+    pub fn tell(&mut self, guest: &Guest, command: &str) -> Result<u32, Failure> {
         self.number += 1;
-        let home = format!("/local/domain/{}", guest.id);
-        let now = self.store.now();
-        let path = format!("{home}/{}", memory::COMMAND);
-        now.write(&path, format!("{} {command}", self.number).as_bytes()).map_err(|error| error.to_string())?;
+        let path = format!("/local/domain/{}/{}", guest.id, memory::COMMAND);
+        let text = format!("{} {command}", self.number);
+        self.store.now().write(&path, text.as_bytes()).map_err(|error| error.to_string())?;
+        Ok(self.number)
+    }
+
+    /// Waits for an answer.
+    pub fn hear(&self, guest: &Guest, number: u32) -> Result<String, Failure> {
+        let path = format!("/local/domain/{}/{}", guest.id, memory::ANSWER);
         let began = Instant::now();
         loop {
-            let answer = now.read_if_any(&format!("{home}/{}", memory::ANSWER)).map_err(|error| error.to_string())?;
+            let answer = self.store.now().read_if_any(&path).map_err(|error| error.to_string())?;
             let answer = answer.map(|answer| String::from_utf8_lossy(&answer).into_owned()).unwrap_or_default();
             match answer.split_once(' ') {
-                Some((number, answer)) if number == self.number.to_string() => return Ok(answer.to_owned()),
-                _ if began.elapsed() > LIMIT => return Err(format!("{} does not answer {command:?}", guest.name)),
+                Some((latest, answer)) if latest == number.to_string() => return Ok(answer.to_owned()),
+                _ if began.elapsed() > LIMIT => return Err(format!("{} does not answer", guest.name)),
                 _ => sleep(Duration::from_millis(5)),
             }
         }
     }
 
     /// As `ask`; any other answer is a failure.
-    fn expect(&mut self, guest: &Guest, command: &str, expected: &str) -> Result<(), Failure> {
+    pub fn expect(&mut self, guest: &Guest, command: &str, expected: &str) -> Result<(), Failure> {
         let answer = self.ask(guest, command)?;
         if answer == expected { Ok(()) } else { Err(format!("{}: {command} gives {answer:?}", guest.name)) }
     }
@@ -58,7 +75,7 @@ impl Play {
     }
 
     /// Asks until the answer is that.
-    fn until(&mut self, guest: &Guest, command: &str, expected: &str) -> Result<(), Failure> {
+    pub fn until(&mut self, guest: &Guest, command: &str, expected: &str) -> Result<(), Failure> {
         let began = Instant::now();
         loop {
             let answer = self.ask(guest, command)?;
@@ -75,8 +92,7 @@ impl Play {
 
 /// Plays it.
 pub fn run(machine: &mut Machine, reporter: &mut Reporter) -> Result<String, Failure> {
-    let store = Store::connect().map_err(|error| error.to_string())?;
-    let mut play = Play { store, number: 0 };
+    let mut play = Play::begin()?;
     let mut create = |name, processor| machine.create(name, 192, processor, &["memory"]);
     let guests = [create("owner", 1)?, create("reader", 2)?, create("third", 3)?];
     let [owner, reader, third] = &guests;

@@ -14,6 +14,7 @@ const GUEST_LIMIT: Duration = Duration::from_secs(90);
 pub fn run(name: &str, machine: &mut Machine, reporter: &mut Reporter) -> Result<String, Failure> {
     match name {
         "boot" => boot(machine, reporter),
+        "costs" => crate::costs::run(machine, reporter),
         "memory" => crate::memory::run(machine, reporter),
         _ => Err(format!("this image has no scenario `{name}`")),
     }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::{NO_DIRECTION, ioctl, open, request, words};
+use super::{NO_DIRECTION, PAGE_BYTES, ioctl, open, request, words};
 use crate::platform::xen::error::XenError;
 
 /// Where it is.
@@ -24,6 +24,14 @@ struct Map {
 struct Reference {
     domain: u32,
     reference: u32,
+}
+
+/// `struct ioctl_gntdev_unmap_grant_ref`.
+#[repr(C)]
+struct Unmap {
+    index: u64,
+    count: u32,
+    pad: u32,
 }
 
 /// `struct gntdev_grant_copy_segment`, from a granted page into own memory.
@@ -54,6 +62,8 @@ const PROBES: usize = 256;
 
 /// `IOCTL_GNTDEV_MAP_GRANT_REF`.
 pub(super) const MAP: u32 = request(NO_DIRECTION, b'G', 0, size_of::<Map>() + size_of::<Reference>());
+/// `IOCTL_GNTDEV_UNMAP_GRANT_REF`.
+pub(super) const UNMAP: u32 = request(NO_DIRECTION, b'G', 1, size_of::<Unmap>());
 /// `IOCTL_GNTDEV_GRANT_COPY`.
 pub(super) const COPY: u32 = request(NO_DIRECTION, b'G', 8, size_of::<Copy>());
 
@@ -92,6 +102,27 @@ impl Gntdev {
         Ok(unsafe { (*head).index })
     }
 
+    /// Forgets pages that were announced and are not mapped any more.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn forget(&self, index: u64, count: u32) -> io::Result<()> {
+        let mut unmap = Unmap { index, count, pad: 0 };
+        // SAFETY: the structure of this request.
+        unsafe { ioctl(&self.0, UNMAP, &raw mut unmap).map(drop) }
+    }
+
+    /// Lets Xen copy a page. Returns Xen's status.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn copy_page(&self, domain: u16, reference: u32, to: &mut [u8; PAGE_BYTES as usize]) -> io::Result<i16> {
+        let mut segments = [Segment::new(domain, reference, to.as_mut_ptr(), to.len() as u16)];
+        // SAFETY: the segment's target is the caller's page, exclusively borrowed.
+        unsafe { self.copy(&mut segments)? };
+        Ok(segments[0].status)
+    }
+
     /// Lets Xen copy a byte of each page, to find one that cannot be read: its position, and Xen's status. Nothing is
     /// mapped for that.
     ///
@@ -100,26 +131,31 @@ impl Gntdev {
     pub fn find_refused(&self, domain: u16, references: &[u32]) -> io::Result<Option<(usize, i16)>> {
         let mut byte = 0u8;
         for (at, part) in references.chunks(PROBES).enumerate() {
-            let segment = |reference: &u32| Segment {
-                reference: *reference,
-                offset: 0,
-                domain,
-                to: (&raw mut byte).expose_provenance() as u64,
-                len: 1,
-                flags: SOURCE_IS_GRANT,
-                status: 0,
-                pad: 0,
-            };
+            let segment = |reference: &u32| Segment::new(domain, *reference, &raw mut byte, 1);
             let mut segments: Vec<Segment> = part.iter().map(segment).collect();
-            let at_segments = segments.as_mut_ptr().expose_provenance() as u64;
-            let mut copy = Copy { count: segments.len() as u32, pad: 0, segments: at_segments };
-            // SAFETY: the kernel reads the segments and writes their status, and the copied bytes to `byte`.
-            unsafe { ioctl(&self.0, COPY, &raw mut copy)? };
+            // SAFETY: all segments' target is `byte`, which nobody else uses.
+            unsafe { self.copy(&mut segments)? };
             if let Some(bad) = segments.iter().position(|segment| segment.status != 0) {
                 return Ok(Some((at * PROBES + bad, segments[bad].status)));
             }
         }
         Ok(None)
+    }
+
+    /// # Safety
+    /// The segments' targets must be valid for writes.
+    unsafe fn copy(&self, segments: &mut [Segment]) -> io::Result<()> {
+        let at = segments.as_mut_ptr().expose_provenance() as u64;
+        let mut copy = Copy { count: segments.len() as u32, pad: 0, segments: at };
+        // SAFETY: the kernel reads the segments and writes their status, and to their targets, by the caller's promise.
+        unsafe { ioctl(&self.0, COPY, &raw mut copy).map(drop) }
+    }
+}
+
+impl Segment {
+    fn new(domain: u16, reference: u32, to: *mut u8, len: u16) -> Self {
+        let to = to.expose_provenance() as u64;
+        Self { reference, offset: 0, domain, to, len, flags: SOURCE_IS_GRANT, status: 0, pad: 0 }
     }
 }
 
@@ -129,5 +165,5 @@ impl AsFd for Gntdev {
     }
 }
 
-const _: () = assert!(size_of::<Map>() == 16 && size_of::<Reference>() == 8);
+const _: () = assert!(size_of::<Map>() == 16 && size_of::<Reference>() == 8 && size_of::<Unmap>() == 16);
 const _: () = assert!(size_of::<Segment>() == 24 && size_of::<Copy>() == 16);

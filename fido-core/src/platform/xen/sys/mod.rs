@@ -70,6 +70,7 @@ mod tests {
     fn the_numbers_are_those_of_the_headers() {
         assert_eq!(gntalloc::ALLOCATE, 0x0018_4705);
         assert_eq!(gntdev::MAP, 0x0018_4700);
+        assert_eq!(gntdev::UNMAP, 0x0010_4701);
         assert_eq!(gntdev::COPY, 0x0010_4708);
         assert_eq!(evtchn::BIND_INTERDOMAIN, 0x0008_4501);
         assert_eq!(evtchn::BIND_UNBOUND, 0x0004_4502);

@@ -1,0 +1,89 @@
+//! The scenario `costs`: what mapping, copying and ringing take between two guests, in one boot. Under emulation the
+//! figures mean something in relation to each other only. And that large windows show the right pages: at the most
+//! references of one request to the kernel, and beyond.
+
+use xen_guest::report::Kind;
+
+use crate::guest::Guest;
+use crate::machine::Machine;
+use crate::memory::Play;
+use crate::{Failure, Reporter};
+
+/// Pages that one request to the kernel can map.
+const CHUNK: u64 = 65536;
+/// The owner's memory in MiB: the largest arena and what a kernel needs.
+const OWNER: u32 = 640;
+/// The reader's memory in MiB. It maps more than it has.
+const READER: u32 = 256;
+/// Xen's and the kernel's tables for the largest window.
+const TABLES: &str = "max_grant_frames = 1024\nmax_maptrack_frames = 4096\n";
+/// Pages of the windows that are timed.
+const WINDOWS: [u64; 4] = [16384, CHUNK, CHUNK + 1, 98304];
+
+/// Plays it.
+pub fn run(machine: &mut Machine, reporter: &mut Reporter) -> Result<String, Failure> {
+    let mut play = Play::begin()?;
+    let owner = machine.create_with("owner", OWNER, 1, &["memory"], TABLES)?;
+    let reader = machine.create_with("reader", READER, 2, &["memory"], TABLES)?;
+    let mut rows = vec!["what,nanoseconds".to_owned()];
+    for pages in WINDOWS {
+        window(&mut play, &owner, &reader, pages, &mut rows)?;
+        let latest = rows.last().cloned().unwrap_or_default();
+        reporter.send(Kind::Note, "costs", format!("{pages} pages; {latest}").as_bytes())?;
+    }
+    page(&mut play, &owner, &reader, &mut rows)?;
+    bell(&mut play, &owner, &reader, &mut rows)?;
+    for guest in [&owner, &reader] {
+        play.expect(guest, "end", "done")?;
+    }
+    rows.push(String::new());
+    reporter.send(Kind::File, "costs.csv", rows.join("\n").as_bytes())?;
+    rows.retain(|row| row.contains("one page") || row.contains("bell"));
+    Ok(format!("large windows show the right pages; {}", rows.join("; ")))
+}
+
+fn figures(answer: &str) -> Result<Vec<u64>, Failure> {
+    let figures: Option<Vec<u64>> = answer.split(' ').map(|word| word.parse().ok()).collect();
+    figures.ok_or_else(|| answer.to_owned())
+}
+
+fn window(play: &mut Play, owner: &Guest, reader: &Guest, pages: u64, rows: &mut Vec<String>) -> Result<(), Failure> {
+    let bytes = pages * 4096;
+    play.expect(owner, &format!("create 1 {bytes}"), "Module")?;
+    play.ask(owner, "mark 5")?;
+    let root = play.ask(owner, &format!("grant {}", reader.id))?;
+    let answer = play.ask(reader, &format!("time-window 1 {} {bytes} {root}", owner.id))?;
+    let figures = figures(&answer)?;
+    for (what, nanoseconds) in ["map", "touch", "unmap"].iter().zip(figures) {
+        rows.push(format!("{what} a window of {pages} pages,{nanoseconds}"));
+    }
+    play.expect(owner, "drop", "done")?;
+    play.until(owner, "parameter pages_now", "0")
+}
+
+fn page(play: &mut Play, owner: &Guest, reader: &Guest, rows: &mut Vec<String>) -> Result<(), Failure> {
+    play.expect(owner, "create 1 4096", "Module")?;
+    let root = play.ask(owner, &format!("grant {}", reader.id))?;
+    let answer = play.ask(reader, &format!("time-page {} {root} 200", owner.id))?;
+    let ways = ["map, touch and unmap one page", "GRANT_COPY of one page", "memcpy of one page"];
+    for (what, nanoseconds) in ways.iter().zip(figures(&answer)?) {
+        rows.push(format!("\"{what}\",{nanoseconds}"));
+    }
+    play.expect(owner, "drop", "done")
+}
+
+fn bell(play: &mut Play, owner: &Guest, reader: &Guest, rows: &mut Vec<String>) -> Result<(), Failure> {
+    const ROUNDS: u32 = 500;
+    let port = play.ask(owner, &format!("offer {}", reader.id))?;
+    play.expect(reader, &format!("bind {} {port}", owner.id), "done")?;
+    play.expect(reader, "listen", "rung")?;
+    let serving = play.tell(owner, &format!("serve-bell {ROUNDS}"))?;
+    let answer = play.ask(reader, &format!("play-bell {ROUNDS}"))?;
+    for nanoseconds in figures(&answer)? {
+        rows.push(format!("bell there and back,{nanoseconds}"));
+    }
+    match play.hear(owner, serving)?.as_str() {
+        "done" => Ok(()),
+        other => Err(format!("the owner's bell: {other}")),
+    }
+}
