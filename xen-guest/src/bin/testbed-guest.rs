@@ -3,6 +3,8 @@
 use std::io;
 use std::process::ExitCode;
 
+use fido_core::conformance;
+use fido_core::domain::Domain;
 use fido_core::platform::xen::store::Store;
 use xen_guest::memory;
 
@@ -15,6 +17,7 @@ fn main() -> ExitCode {
         [memory::TRESPASS, slot, domain, bytes, root] => {
             memory::trespass(slot, domain, bytes, root).map_err(io::Error::other)
         }
+        ["conformance"] => conformance(),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no part is called {words:?}"))),
     };
     match result {
@@ -32,4 +35,10 @@ fn hello() -> io::Result<()> {
     let id = store.now().read("domid").map_err(io::Error::other)?;
     println!("hello from domain {}", String::from_utf8_lossy(&id));
     store.now().write("data/hello", &id).map_err(io::Error::other)
+}
+
+/// Plays the role of the conformance suite that its name in the appliance is.
+fn conformance() -> io::Result<()> {
+    let domain = Domain::join().map_err(io::Error::other)?;
+    conformance::run(&domain, domain.name()).map_err(io::Error::other)
 }

@@ -111,18 +111,24 @@ impl Parts {
     pub fn write_dom0(&self, programs: &Programs, to: &Path) -> Result<(), TestbedError> {
         let mut modules = self.modules.load_order(&GUEST_MODULES)?;
         modules.extend(self.own_module.clone());
-        let guest = Guest {
-            init: programs.file("fido-init"),
-            program: programs.file("testbed-guest"),
-            modules,
-            ..Guest::default()
+        let guest = |arguments: &[&str]| -> Result<Vec<u8>, TestbedError> {
+            let guest = Guest {
+                init: programs.file("fido-init"),
+                program: programs.file("testbed-guest"),
+                arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+                modules: modules.clone(),
+                ..Guest::default()
+            };
+            let mut image = Vec::new();
+            guest.archive()?.write(&mut image)?;
+            Ok(image)
         };
-        let mut guest_image = Vec::new();
-        guest.archive()?.write(&mut guest_image)?;
         let mut archive = Archive::new();
         archive.host_file("init", &programs.file("testbed-dom0"), true)?;
         archive.host_file("guest/vmlinux", &self.kernel, false)?;
-        archive.file("guest/image.cpio", guest_image, false)?;
+        // Scenarios that create guests themselves name the program's part on the kernel's command line.
+        archive.file("guest/image.cpio", guest(&[])?, false)?;
+        archive.file("guest/conformance.cpio", guest(&["conformance"])?, false)?;
         guest::modules(&mut archive, &self.modules.load_order(&DOM0_MODULES)?)?;
         let write = || {
             let mut file = File::create(to)?;

@@ -10,7 +10,7 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which `all` runs them.
-pub const ALL: [Scenario; 3] = [
+pub const ALL: [Scenario; 4] = [
     Scenario { name: "boot", about: "dom0 comes up; two guests run a program of ours and find themselves in xenstore" },
     Scenario {
         name: "memory",
@@ -20,6 +20,7 @@ pub const ALL: [Scenario; 3] = [
         name: "costs",
         about: "windows of up to 384 MiB, and what a window, a mapping, a copy and a bell take, in relation",
     },
+    Scenario { name: "conformance", about: "fido-core's suite for platforms between three guests under the manager" },
 ];
 
 /// The names that `wanted` stands for: itself, or every one for `all`.

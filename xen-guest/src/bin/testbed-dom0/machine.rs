@@ -29,6 +29,7 @@ pub struct Machine {
     /// Guests are PVH and not PV.
     pub pvh: bool,
     guests: Vec<Guest>,
+    processors: u32,
     _daemons: [Child; 2],
 }
 
@@ -51,6 +52,14 @@ pub fn mount_all() -> Result<(), Failure> {
     Ok(())
 }
 
+/// What the connection manager logs goes to a file.
+pub fn log_to_file() -> Result<(), Failure> {
+    let path = format!("{LOGS}/manager.log");
+    let file = fs::File::create(&path).map_err(|error| format!("{path}: {error}"))?;
+    tracing_subscriber::fmt().with_ansi(false).with_writer(file).init();
+    Ok(())
+}
+
 impl Machine {
     /// Loads modules and starts the toolstack's daemons.
     pub fn start(pvh: bool) -> Result<Self, Failure> {
@@ -60,7 +69,8 @@ impl Machine {
         wait_for("xenstored", || Path::new("/run/xenstored/socket").exists())?;
         command(&format!("{TOOLS}/xen-init-dom0"), &[])?;
         let console = daemon("xenconsoled", &["--interactive", "--log=guest", &format!("--log-dir={CONSOLES}")])?;
-        Ok(Self { pvh, guests: Vec::new(), _daemons: [store, console] })
+        let processors = processors(&xl(&["info"])?).ok_or("xl info does not say how many processors there are")?;
+        Ok(Self { pvh, guests: Vec::new(), processors, _daemons: [store, console] })
     }
 
     /// Seconds since dom0's kernel began.
@@ -107,6 +117,11 @@ impl Machine {
         grants::parse(&log).ok_or_else(|| "Xen's dump of the grant tables is not complete".to_owned())
     }
 
+    /// The processors of the machine. dom0 has the first.
+    pub fn processors(&self) -> u32 {
+        self.processors
+    }
+
     /// Whether Xen knows a domain with that number, dead or alive.
     pub fn is_listed(&self, id: u32) -> Result<bool, Failure> {
         let list = xl(&["list"])?;
@@ -151,6 +166,11 @@ pub fn send_logs(reporter: &mut Reporter, scenario: &str) -> Result<(), Failure>
     }
     let dmesg = xl(&["dmesg", "-c"]).unwrap_or_else(|failure| failure);
     reporter.send(Kind::File, &format!("{prefix}xen.log"), dmesg.as_bytes())
+}
+
+fn processors(info: &str) -> Option<u32> {
+    let line = info.lines().find(|line| line.starts_with("nr_cpus"))?;
+    line.split(':').nth(1)?.trim().parse().ok()
 }
 
 /// Runs `xl`; the error has what it wrote.

@@ -1,6 +1,7 @@
 //! The first process of the testbed's dom0: brings up the toolstack, runs the scenarios that the kernel's command line
 //! names after `--`, and reports on the second serial port. Ends by powering the machine off.
 
+mod appliance;
 mod costs;
 mod guest;
 mod machine;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
 fn run(words: &[String]) -> Result<(), Failure> {
     let pvh = words.iter().any(|word| word == "pvh");
     machine::mount_all()?;
+    machine::log_to_file()?;
     let mut reporter = Reporter::open()?;
     let mut machine = match Machine::start(pvh) {
         Ok(machine) => machine,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fido_core::assignment::WaitStrategy;
 use xen_guest::report::Kind;
 
 use crate::machine::Machine;
@@ -16,6 +17,7 @@ pub fn run(name: &str, machine: &mut Machine, reporter: &mut Reporter) -> Result
         "boot" => boot(machine, reporter),
         "costs" => crate::costs::run(machine, reporter),
         "memory" => crate::memory::run(machine, reporter),
+        "conformance" => crate::appliance::conform(machine, reporter, WaitStrategy::Sleep),
         _ => Err(format!("this image has no scenario `{name}`")),
     }
 }
