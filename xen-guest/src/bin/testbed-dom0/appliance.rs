@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use conn_mgr::manager::{Manager, Options, Status};
-use conn_mgr::manifest::{Domain, Guest, GuestType, Link, Manifest, Platform, Restart};
+use conn_mgr::manifest::{Domain, FencePolicy, Guest, GuestType, Link, Manifest, Platform, Restart};
 use fido_core::assignment::WaitStrategy;
 use fido_core::conformance::{self, ALL_CASES, LOWER_LINK, PASSED, ROLES, UPPER_LINK};
 use xen_guest::report::Kind;
@@ -13,6 +13,8 @@ use crate::{Failure, Reporter};
 
 /// How long the whole suite may take; each case has a limit of its own.
 const SUITE_LIMIT: Duration = Duration::from_secs(200);
+/// How long a survivor may take to let go. The suite has one do so late; under emulation that takes its time.
+const FENCE_LIMIT: Duration = Duration::from_secs(60);
 /// How long guests may take to finish when they are told to.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(60);
 /// A guest's memory, arena included.
@@ -35,7 +37,8 @@ fn start(manifest: Manifest) -> Result<Manager, Failure> {
 /// The conformance suite of fido-core, unchanged, with guests for its three roles.
 pub fn conform(machine: &Machine, reporter: &mut Reporter, wait: WaitStrategy) -> Result<String, Failure> {
     let [judge, peer, third] = ROLES;
-    let mut manifest = Manifest { platform: Platform::Xen, ..Manifest::new("conformance") };
+    let fence = FencePolicy { deadline: FENCE_LIMIT };
+    let mut manifest = Manifest { platform: Platform::Xen, fence, ..Manifest::new("conformance") };
     for (position, role) in (0..).zip(ROLES) {
         let domain = domain(role, "/guest/conformance.cpio", position, machine);
         manifest.domains.push(Domain { wait, ..domain });
