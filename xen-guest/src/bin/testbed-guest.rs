@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use fido_core::conformance;
 use fido_core::domain::Domain;
 use fido_core::platform::xen::store::Store;
-use xen_guest::memory;
+use xen_guest::{chain, memory};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -18,6 +18,7 @@ fn main() -> ExitCode {
             memory::trespass(slot, domain, bytes, root).map_err(io::Error::other)
         }
         ["conformance"] => conformance(),
+        ["chain"] => chain::run(),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no part is called {words:?}"))),
     };
     match result {

@@ -21,6 +21,10 @@ pub const ALL: [Scenario; 4] = [
         about: "windows of up to 384 MiB, and what a window, a mapping, a copy and a bell take, in relation",
     },
     Scenario { name: "conformance", about: "fido-core's suite for platforms between three guests under the manager" },
+    Scenario {
+        name: "destroy",
+        about: "bytes are forwarded by address from guest to guest to guest; kill -9 and xl destroy of each, and its return",
+    },
 ];
 
 /// The names that `wanted` stands for: itself, or every one for `all`.

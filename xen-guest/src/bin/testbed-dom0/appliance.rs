@@ -1,18 +1,21 @@
 //! Appliances of guests under the real connection manager, which runs here in dom0.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use conn_mgr::manager::{Manager, Options, Status};
 use conn_mgr::manifest::{Domain, FencePolicy, Guest, GuestType, Link, Manifest, Platform, Restart};
 use fido_core::assignment::WaitStrategy;
 use fido_core::conformance::{self, ALL_CASES, LOWER_LINK, PASSED, ROLES, UPPER_LINK};
+use xen_guest::chain;
 use xen_guest::report::Kind;
 
-use crate::machine::Machine;
+use crate::machine::{Machine, xl};
 use crate::{Failure, Reporter};
 
 /// How long the whole suite may take; each case has a limit of its own.
 const SUITE_LIMIT: Duration = Duration::from_secs(200);
+/// How long a domain may take to come back, and how long until something flows then.
+const RETURN_LIMIT: Duration = Duration::from_secs(90);
 /// How long a survivor may take to let go. The suite has one do so late; under emulation that takes its time.
 const FENCE_LIMIT: Duration = Duration::from_secs(60);
 /// How long guests may take to finish when they are told to.
@@ -66,7 +69,11 @@ pub fn conform(machine: &Machine, reporter: &mut Reporter, wait: WaitStrategy) -
     let passed = note(&status, "passed").unwrap_or("0");
     let all = conformance::cases().len().to_string();
     if note(&status, "verdict") != Some(PASSED) || note(&status, "case") != Some(ALL_CASES) || passed != all {
-        return Err(format!("{passed} of {all} cases passed; {}", problems(&status)));
+        return Err(format!(
+            "{passed} of {all} cases passed; the judge says {:?}; {}",
+            note(&status, "verdict"),
+            problems(&status)
+        ));
     }
     down.map_err(|error| format!("the guests do not end: {error}"))?;
     Ok(format!("{passed} cases passed"))
@@ -82,12 +89,70 @@ fn is_over(status: &Status) -> bool {
         || status.failed().next().is_some()
 }
 
-/// What the judge and the manager have to say.
+/// What the manager has to say.
 fn problems(status: &Status) -> String {
-    let mut lines = vec![format!("the judge says {:?}", note(status, "verdict"))];
+    let mut lines = Vec::new();
     for domain in &status.domains {
         let problem = domain.problem.as_deref().unwrap_or("no problem");
         lines.push(format!("{} {:?}, generation {}: {problem}", domain.name, domain.state, domain.generation));
     }
     lines.join("; ")
+}
+
+/// Kills each domain of a chain in turn and waits until it serves again. Bytes are lent from end to end all the time.
+pub fn destroy(machine: &Machine, reporter: &mut Reporter) -> Result<String, Failure> {
+    let [top, middle, bottom] = chain::ROLES;
+    let fence = FencePolicy { deadline: FENCE_LIMIT };
+    let mut manifest = Manifest { platform: Platform::Xen, fence, ..Manifest::new("chain") };
+    for (position, role) in (0..).zip(chain::ROLES) {
+        let domain = domain(role, "/guest/chain.cpio", position, machine);
+        manifest.domains.push(Domain { wait: WaitStrategy::Sleep, ..domain });
+    }
+    manifest.domains[0].params.insert(chain::DIE_AFTER.to_owned(), KILLED_AFTER.into());
+    manifest.domains[2].windows.push(top.into());
+    for (name, a, b) in [(chain::LINKS[0], top, middle), (chain::LINKS[1], middle, bottom)] {
+        manifest.links.push(Link { slots: 16, ..Link::new(name, a, b) });
+    }
+    let manager = start(manifest)?;
+    let mut found = Vec::new();
+    // Its first life ends by a SIGKILL to the process that owns the arena.
+    returns(&manager, top, 2, Instant::now())?;
+    reporter.send(Kind::Note, "destroy", b"top serves again after a kill -9 of its process")?;
+    for role in [bottom, middle, top] {
+        let status = manager.status();
+        let domain = status.domain(role).ok_or("the appliance has lost a domain")?;
+        let guest = domain.guest.ok_or_else(|| format!("{role} has no guest"))?;
+        let began = Instant::now();
+        xl(&["destroy", &guest.to_string()])?;
+        let seconds = returns(&manager, role, domain.generation + 1, began)?;
+        found.push(format!("{role} {seconds:.1} s"));
+        reporter.send(Kind::Note, "destroy", format!("{role} serves again after {seconds:.1} s").as_bytes())?;
+    }
+    manager.shutdown(SHUTDOWN_LIMIT).map_err(|error| format!("the guests do not end: {error}"))?;
+    Ok(format!("after a kill -9 of the owner and, by xl destroy, service again: {}", found.join(", ")))
+}
+
+/// The first life of the top has so many rounds.
+const KILLED_AFTER: u32 = 15;
+
+/// Waits until a domain's life of that generation is there and bytes go from end to end again. Seconds since `began`.
+fn returns(manager: &Manager, role: &str, generation: u16, began: Instant) -> Result<f64, Failure> {
+    let rounds = |status: &Status| -> u32 {
+        let note = status.domain(chain::ROLES[0]).and_then(|top| top.notes.get(chain::ROUNDS));
+        note.and_then(|note| note.parse().ok()).unwrap_or_default()
+    };
+    let is_there = |status: &Status| {
+        status.domain(role).is_some_and(|domain| domain.generation == generation) && status.is_ready()
+    };
+    let there = manager.wait_until(RETURN_LIMIT, |status| is_there(status) || status.failed().next().is_some());
+    let before = manager.status();
+    if !there || !is_there(&before) {
+        return Err(format!("{role} does not come back: {}", problems(&before)));
+    }
+    // Two reports: the first may be from before.
+    let goes_on = manager.wait_until(RETURN_LIMIT, |status| rounds(status) > rounds(&before) + 10);
+    if !goes_on || !is_there(&manager.status()) {
+        return Err(format!("nothing flows after the return of {role}: {}", problems(&manager.status())));
+    }
+    Ok(began.elapsed().as_secs_f64())
 }

@@ -18,6 +18,7 @@ pub fn run(name: &str, machine: &mut Machine, reporter: &mut Reporter) -> Result
         "costs" => crate::costs::run(machine, reporter),
         "memory" => crate::memory::run(machine, reporter),
         "conformance" => crate::appliance::conform(machine, reporter, WaitStrategy::Sleep),
+        "destroy" => crate::appliance::destroy(machine, reporter),
         _ => Err(format!("this image has no scenario `{name}`")),
     }
 }
