@@ -94,12 +94,6 @@ impl Memory {
         self.windows.check(segment)
     }
 
-    /// Lets go of windows that have been removed since this `Memory` last looked an address up. A look-up does the same;
-    /// whoever makes none keeps them mapped.
-    pub fn refresh(&self) {
-        self.windows.refresh();
-    }
-
     /// The bytes behind every segment of `payload`, in order.
     ///
     /// # Errors

@@ -2,7 +2,8 @@
 //!
 //! What a peer says is an allegation: a segment is looked up, its generation compared and its range checked against
 //! the window before a pointer is formed. The result, a [`Span`], keeps the mapping alive, so a pointer that was
-//! handed to the kernel stays valid even if the peer dies and its window is dropped meanwhile.
+//! handed to the kernel stays valid even if the peer dies and its window is dropped meanwhile. Nothing else does but
+//! the table and the session of a lane: a window that is removed is unmapped there and then, whoever is idle.
 //!
 //! Two incarnations of one slot can be mapped at the same time: a dead one (frozen, until the fence is passed) and
 //! its successor.
@@ -16,7 +17,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 use crate::addr::{DomainId, Segment};
 
@@ -203,17 +204,26 @@ pub struct WindowTable {
 impl WindowTable {
     /// Adds a window, in place of one of the same incarnation.
     pub fn insert(&self, window: Arc<Window>) {
-        let mut windows = self.windows.write().unwrap_or_else(PoisonError::into_inner);
-        windows.retain(|w| w.id() != window.id());
-        windows.push(window);
-        self.epoch.fetch_add(1, Ordering::Release);
+        let id = window.id();
+        self.change(id, Some(window));
     }
 
-    /// Forgets an incarnation's window; it is unmapped when the last span and view on it is gone.
+    /// Forgets an incarnation's window. It is unmapped before this returns, unless a span or a session is left on it: then
+    /// with the last of them.
     pub fn remove(&self, id: DomainId) {
+        self.change(id, None);
+    }
+
+    fn change(&self, id: DomainId, successor: Option<Arc<Window>>) {
         let mut windows = self.windows.write().unwrap_or_else(PoisonError::into_inner);
-        windows.retain(|w| w.id() != id);
+        let place = windows.iter().position(|window| window.id() == id);
+        let gone = place.map(|place| windows.swap_remove(place));
+        windows.extend(successor);
+        // SYNC: pairs with the acquire load in `WindowView::refresh`.
         self.epoch.fetch_add(1, Ordering::Release);
+        drop(windows);
+        // Unmapping an arena takes its time; nobody who looks something up waits for it.
+        drop(gone);
     }
 
     /// The window on an incarnation.
@@ -222,11 +232,25 @@ impl WindowTable {
     }
 }
 
+/// What a view knows about a window. It keeps nothing mapped.
+#[derive(Debug)]
+struct Known {
+    id: DomainId,
+    len: u64,
+    window: Weak<Window>,
+}
+
+impl Known {
+    fn of(window: &Arc<Window>) -> Self {
+        Self { id: window.id, len: window.len, window: Arc::downgrade(window) }
+    }
+}
+
 /// One thread's cached view of the [`WindowTable`]: translation without a lock.
 #[derive(Debug)]
 pub struct WindowView {
     table: Arc<WindowTable>,
-    cache: RefCell<(u64, Vec<Arc<Window>>)>,
+    cache: RefCell<(u64, Vec<Known>)>,
 }
 
 impl WindowView {
@@ -245,7 +269,11 @@ impl WindowView {
     /// # Errors
     /// [`AddressError`] if it is stale, unmapped or out of bounds.
     pub fn translate(&self, segment: Segment) -> Result<Span, AddressError> {
-        self.look_up(segment, |window, ptr| Span { ptr, len: segment.len, _window: window.clone() })
+        self.look_up(segment, |known| {
+            let window = known.window.upgrade()?;
+            let ptr = window.at(segment.addr.offset(), u64::from(segment.len))?;
+            Some(Span { ptr, len: segment.len, _window: window })
+        })
     }
 
     /// Whether there is memory behind `segment` now, without keeping it.
@@ -253,39 +281,37 @@ impl WindowView {
     /// # Errors
     /// [`AddressError`] if it is stale, unmapped or out of bounds.
     pub fn check(&self, segment: Segment) -> Result<(), AddressError> {
-        self.look_up(segment, |_, _| ())
+        self.look_up(segment, |_| Some(()))
     }
 
-    /// Takes changes of the table in: windows that have been removed are let go of.
-    pub fn refresh(&self) {
-        // SYNC: pairs with the release in `insert` and `remove`; a view that misses a change by a moment behaves as
-        // if the look-up had come before it, which the `Arc`s it holds make harmless.
+    /// Takes changes of the table in.
+    fn refresh(&self) {
+        // SYNC: pairs with the release in `WindowTable::change`; a view that misses a change by a moment behaves as if
+        // the look-up had come before it, and finds nothing to upgrade if the window is gone.
         let epoch = self.table.epoch.load(Ordering::Acquire);
         let mut cache = self.cache.borrow_mut();
         if cache.0 != epoch {
-            *cache = (epoch, self.table.windows.read().unwrap_or_else(PoisonError::into_inner).clone());
+            let windows = self.table.windows.read().unwrap_or_else(PoisonError::into_inner);
+            *cache = (epoch, windows.iter().map(Known::of).collect());
         }
     }
 
-    fn look_up<T>(
-        &self,
-        segment: Segment,
-        found: impl FnOnce(&Arc<Window>, NonNull<u8>) -> T,
-    ) -> Result<T, AddressError> {
+    fn look_up<T>(&self, segment: Segment, found: impl FnOnce(&Known) -> Option<T>) -> Result<T, AddressError> {
         self.refresh();
         let cache = self.cache.borrow();
         let id = segment.addr.domain();
-        let Some(window) = cache.1.iter().find(|w| w.id() == id) else {
-            let other = cache.1.iter().find(|w| w.id().slot == id.slot);
+        let Some(known) = cache.1.iter().find(|known| known.id == id) else {
+            let other = cache.1.iter().find(|known| known.id.slot == id.slot);
             return Err(match other {
-                Some(window) => AddressError::Generation { segment, mapped: window.id().generation },
+                Some(other) => AddressError::Generation { segment, mapped: other.id.generation },
                 None => AddressError::NoWindow { segment },
             });
         };
-        match window.at(segment.addr.offset(), u64::from(segment.len)) {
-            Some(ptr) => Ok(found(window, ptr)),
-            None => Err(AddressError::OutOfBounds { segment, arena_len: window.len() }),
+        let end = segment.addr.offset().checked_add(u64::from(segment.len));
+        if end.is_none_or(|end| end > known.len) {
+            return Err(AddressError::OutOfBounds { segment, arena_len: known.len });
         }
+        found(known).ok_or(AddressError::NoWindow { segment })
     }
 }
 

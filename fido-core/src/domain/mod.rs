@@ -353,13 +353,12 @@ impl Control {
             Event::Link { link, peer, ringers } => self.link_up(link, peer, ringers),
             Event::Died(id) => {
                 tracing::info!(peer = %id, "a peer is dead");
-                self.tell_lanes(|| News::Died(id), |link| link.peer_slot == id.slot.number());
+                self.tell_lanes(|| News::Died(id), id);
                 self.shared.board.post(Notice::Died(id));
             }
             Event::Fenced(id) => {
                 self.shared.windows.remove(id);
-                // All of them: each has looked up addresses in the window, and keeps it mapped until it hears of this.
-                self.tell_lanes(|| News::Fenced(id), |_| true);
+                self.tell_lanes(|| News::Fenced(id), id);
             }
             Event::Shutdown => self.shared.board.post(Notice::Shutdown),
         }
@@ -374,10 +373,10 @@ impl Control {
         }
     }
 
-    /// Tells every lane of the links concerned.
-    fn tell_lanes(&self, news: impl Fn() -> News, concerned: impl Fn(&LinkAssignment) -> bool) {
+    /// Tells every lane that leads to that domain.
+    fn tell_lanes(&self, news: impl Fn() -> News, id: DomainId) {
         let ports = self.shared.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        for link in self.links.iter().filter(|link| concerned(link)) {
+        for link in self.links.iter().filter(|link| link.peer_slot == id.slot.number()) {
             for port in ports.iter().filter(|port| port.link == link.link) {
                 match &port.setup {
                     // Nobody has taken the lane: it holds nothing of anybody, and passes every fence here and now.

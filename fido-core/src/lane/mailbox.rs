@@ -18,8 +18,7 @@ pub enum News {
     Up(DomainId, Box<dyn Ringer>),
     /// That incarnation is dead.
     Died(DomainId),
-    /// All others have let go of what came through that incarnation, and its window is out of the table. Every lane of a
-    /// domain is told.
+    /// All others have let go of what came through that incarnation, and its window is out of the table.
     Fenced(DomainId),
 }
 

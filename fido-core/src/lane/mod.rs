@@ -256,7 +256,6 @@ impl Lane {
                 News::Died(peer) => self.peer_died(peer),
                 News::Fenced(peer) => {
                     self.quarantine.retain(|(dead, _)| *dead != peer);
-                    self.setup.memory.refresh();
                     self.eased = true;
                 }
             }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::addr::{Generation, GlobalAddr, MAX_ARENA_BYTES, Slot};
-use crate::testing::plain_memory;
+use crate::testing::{plain_memory, watched};
 use proptest::prelude::*;
 
 fn id(slot: u16, generation: u16) -> DomainId {
@@ -90,6 +90,27 @@ fn a_dead_incarnation_and_its_successor_are_told_apart() {
     drop((old, table, view));
     let mut out = [0; 4];
     assert_eq!((kept.read(0, &mut out), out[0]), (2, (LEN - 2) as u8), "a span keeps its window");
+}
+
+#[test]
+fn a_window_is_unmapped_when_it_is_removed_whoever_has_looked_it_up() {
+    let mapped = Arc::new(());
+    let raw = plain_memory(LEN);
+    // SAFETY: the mapping keeps the memory, which is aligned to a page.
+    let window = unsafe { Window::new(id(7, 3), raw.base, LEN, raw.mapping) };
+    let window = Arc::new(watched(window, Box::new(mapped.clone())));
+    let is_mapped = || Arc::strong_count(&mapped) > 1;
+    let table = Arc::new(WindowTable::default());
+    let views: Vec<_> = (0..3).map(|_| WindowView::new(table.clone())).collect();
+    table.insert(window);
+    let spans: Vec<_> = views.iter().map(|view| view.translate(segment(id(7, 3), 1, 2)).unwrap()).collect();
+    views.iter().for_each(|view| view.check(segment(id(7, 3), 1, 2)).unwrap());
+    table.remove(id(7, 3));
+    assert!(is_mapped(), "its bytes are in use");
+    drop(spans);
+    assert!(!is_mapped(), "no view has looked anything up since, and none keeps it");
+    let wish = segment(id(7, 3), 1, 2);
+    assert!(views.iter().all(|view| view.check(wish) == Err(AddressError::NoWindow { segment: wish })));
 }
 
 #[test]

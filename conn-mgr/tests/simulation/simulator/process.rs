@@ -180,8 +180,6 @@ impl Process {
     }
 
     fn begin_round(&mut self, cx: &mut Context<'_>) {
-        // Its lanes do the same for themselves when they hear of a fence.
-        self.memory.refresh();
         let count = self.ports.len();
         let first = cx.random.below(count);
         let lanes = (0..count).map(|at| (first + at) % count);
