@@ -18,10 +18,13 @@ use fido_core::lane::{Change, Lane, LaneSetup, Mailbox, News, SendError};
 use fido_core::memory::Memory;
 use fido_core::message::Head;
 use fido_core::payload::Payload;
-use fido_core::platform::host::protocol::{FromDomain, FromManager, decode};
+use fido_core::platform::host::protocol::{FromDomain, FromManager, Predecessor, decode};
 use fido_core::testing::Passes;
 use fido_core::wait::Source;
 use second::{Arena, Second};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 const TEXT: &str = include_str!("../../docs/protocol.md");
 
@@ -318,17 +321,67 @@ fn the_messages_to_and_from_the_manager_are_as_shown() {
     let (mut from_domain, mut from_manager) = (0, 0);
     for line in block("domain, manager\n") {
         if let Some(json) = line.strip_prefix("domain:") {
-            decode::<FromDomain>(json.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
+            is_said_as_shown::<FromDomain>(json);
             from_domain += 1;
         } else if let Some(json) = line.strip_prefix("manager:") {
-            decode::<FromManager>(json.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
+            is_said_as_shown::<FromManager>(json);
             from_manager += 1;
         }
     }
     assert_eq!((from_domain, from_manager), (6, 7), "one example of each");
-    for wrong in [r#"{"say":"hello","version":1}"#, r#"{"say":"x"}"#, r#"{"say":"arena","bytes":1,"more":2}"#] {
-        assert!(decode::<FromDomain>(wrong.as_bytes()).is_err(), "{wrong}");
+    assert!(decode::<FromDomain>(br#"{"say":"x"}"#).is_err());
+}
+
+/// An example is understood, and who says the same today says it with the same fields and values. What becomes of it with
+/// a field less or more is what the text says.
+fn is_said_as_shown<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(json: &str) {
+    let message = decode::<T>(json.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
+    let shown: Value = serde_json::from_str(json).unwrap();
+    assert_eq!(serde_json::to_value(&message).unwrap(), shown, "not what is sent");
+    for (at, name) in fields(&shown, "") {
+        let mut lacking = shown.clone();
+        lacking.pointer_mut(&at).and_then(Value::as_object_mut).unwrap().remove(&name);
+        let absent = decode::<T>(lacking.to_string().as_bytes());
+        match name.as_str() {
+            "processors" => assert_eq!(absent.unwrap(), message, "0 as shown"),
+            _ => assert!(absent.is_err(), "{json} without {at}/{name}"),
+        }
+        let mut more = shown.clone();
+        more.pointer_mut(&at).and_then(Value::as_object_mut).unwrap().insert("unknown".into(), 2.into());
+        let passed_over = ["/assignment", "/id", "/peer"].iter().any(|object| at.contains(object))
+            || shown == serde_json::json!({"say": "shutdown"});
+        assert_eq!(decode::<T>(more.to_string().as_bytes()).is_ok(), passed_over, "{json} with {at}/unknown");
     }
+}
+
+/// Each field of each object in `value`: where the object is, and the field's name. Not those that may have any name.
+fn fields(value: &Value, at: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let inside: Vec<(String, &Value)> = match value {
+        Value::Object(object) => {
+            found.extend(object.keys().map(|name| (at.to_owned(), name.clone())));
+            object.iter().map(|(name, value)| (name.clone(), value)).collect()
+        }
+        Value::Array(array) => array.iter().enumerate().map(|(index, value)| (index.to_string(), value)).collect(),
+        _ => Vec::new(),
+    };
+    for (name, value) in inside.iter().filter(|(name, _)| name != "params" && name != "notes") {
+        found.extend(fields(value, &format!("{at}/{name}")));
+    }
+    found
+}
+
+#[test]
+fn fields_that_may_be_absent_are_understood() {
+    let id = r#"{"slot":3,"generation":1}"#;
+    let passed = format!(r#"{{"say":"passed","id":{id},"except":[{id}]}}"#);
+    assert!(matches!(decode(passed.as_bytes()), Ok(FromDomain::Passed { except, .. }) if except.len() == 1));
+    let welcome =
+        block("domain, manager\n").find_map(|line| line.strip_prefix("manager: {\"say\":\"welcome\",")).unwrap();
+    let with = |more: &str| format!(r#"{{"say":"welcome","predecessor":{{"id":{id},"bytes":65536{more}}},{welcome}"#);
+    let known = decode(with("").as_bytes()).unwrap();
+    assert!(matches!(known, FromManager::Welcome { predecessor: Some(Predecessor { bytes: 65536, .. }), .. }));
+    assert!(decode::<FromManager>(with(r#","unknown":1"#).as_bytes()).is_err());
 }
 
 /// The lines of the text's first block that begins so.
