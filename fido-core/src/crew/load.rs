@@ -3,7 +3,7 @@
 //! A *round* looks at every job once. Idle looks in a row are one round, for how many there are says how fast they are
 //! and not how much there is to do. After [`WINDOW`] rounds the share of those that found work says how the thread
 //! fares; several windows in a row have to say the same before anything is changed, more of them for giving up a thread
-//! than for taking one on. A thread that has slept its fill without work has next to nothing to do.
+//! than for taking one on. A thread that has had no work for long has next to nothing to do.
 
 /// Rounds after which a thread is judged.
 const WINDOW: u32 = 256;
@@ -31,6 +31,62 @@ pub enum Verdict {
     Leave,
 }
 
+/// In how many rounds one job had work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Work {
+    now: u32,
+    last: u32,
+}
+
+impl Work {
+    /// A round found work at it.
+    pub fn found(&mut self) {
+        self.now += 1;
+    }
+
+    /// The rounds of the last full window that found work at it.
+    pub fn last(&self) -> u32 {
+        self.last
+    }
+
+    /// A window is over.
+    fn turn(&mut self) -> u32 {
+        self.last = std::mem::take(&mut self.now);
+        self.last
+    }
+}
+
+/// Which of some jobs with so much work to give away, in order, so that about half of it goes: each in turn, the largest
+/// first, goes to the side that has less so far. Nothing unless two have work.
+pub fn half(work: &[u32]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..work.len()).collect();
+    order.sort_by_key(|index| std::cmp::Reverse(work[*index]));
+    if order.get(1).is_none_or(|second| work[*second] == 0) {
+        return Vec::new();
+    }
+    // Those without work are shared out as well: they may have some later.
+    let (mut kept, mut given) = ((0, 0), (0, 0));
+    let mut chosen = Vec::new();
+    for index in order {
+        let side = if kept <= given {
+            &mut kept
+        } else {
+            chosen.push(index);
+            &mut given
+        };
+        *side = (side.0 + work[index], side.1 + 1);
+    }
+    chosen.sort_unstable();
+    chosen
+}
+
+/// Which one of some jobs with so much work to give away: the one with the most that has at most half of it.
+pub fn one(work: &[u32]) -> Vec<usize> {
+    let all: u32 = work.iter().sum();
+    let fits = (0..work.len()).filter(|index| work[*index] > 0 && 2 * work[*index] <= all);
+    fits.max_by_key(|index| work[*index]).into_iter().collect()
+}
+
 /// The recent rounds of one thread.
 #[derive(Debug)]
 pub struct Load {
@@ -48,15 +104,14 @@ impl Default for Load {
 }
 
 impl Load {
-    /// A round is over; `work` has for each job how many rounds of this window found work there, and is reset with the
-    /// window.
-    pub fn round<'a>(&mut self, busy: bool, work: impl Iterator<Item = &'a mut u32>) -> Verdict {
+    /// A round is over; `work` is that of each job, which begins a new window with this.
+    pub fn round<'a>(&mut self, busy: bool, work: impl Iterator<Item = &'a mut Work>) -> Verdict {
         self.rounds += 1;
         self.busy += u32::from(busy);
         if self.rounds < WINDOW {
             return Verdict::Stay;
         }
-        let active = work.map(std::mem::take).filter(|rounds| *rounds >= WINDOW * ACTIVE / WHOLE).count();
+        let active = work.map(Work::turn).filter(|rounds| *rounds >= WINDOW * ACTIVE / WHOLE).count();
         self.share = self.busy * WHOLE / WINDOW;
         (self.rounds, self.busy) = (0, 0);
         let is_full = self.share >= SATURATED && active > 1;
@@ -73,7 +128,7 @@ impl Load {
         Verdict::Stay
     }
 
-    /// The thread has slept its fill, and there was no work.
+    /// The thread has had no work for the length of a lull.
     pub fn lull(&mut self) -> Verdict {
         *self = Self { share: 0, ..Self::default() };
         Verdict::Leave
@@ -92,11 +147,11 @@ mod tests {
 
     /// The verdicts of `windows` windows in which so many of 16 rounds find work at each of two jobs.
     fn verdicts(load: &mut Load, windows: u32, shares: [u32; 2]) -> Vec<Verdict> {
-        let mut work = [0; 2];
+        let mut work = [Work::default(); 2];
         let mut all = Vec::new();
         for round in 0..windows * WINDOW {
             let busy = shares.map(|share| round % WHOLE < share);
-            work.iter_mut().zip(busy).for_each(|(rounds, busy)| *rounds += u32::from(busy));
+            work.iter_mut().zip(busy).filter(|(_, busy)| *busy).for_each(|(work, _)| work.found());
             match load.round(busy[0] || busy[1], work.iter_mut()) {
                 Verdict::Stay => {}
                 verdict => all.push(verdict),
@@ -129,5 +184,37 @@ mod tests {
         verdicts(&mut load, 1, [11, 11]);
         assert_eq!(verdicts(&mut load, 1, [16, 16]), [], "not in a row");
         assert_eq!(load.lull(), Verdict::Leave);
+    }
+
+    #[test]
+    fn the_work_of_a_window_is_kept_for_the_next() {
+        let (mut load, mut work) = (Load::default(), Work::default());
+        for round in 0..WINDOW {
+            assert_eq!(work.last(), 0);
+            if round % 4 == 0 {
+                work.found();
+            }
+            load.round(true, std::iter::once(&mut work));
+        }
+        assert_eq!(work.last(), WINDOW / 4);
+    }
+
+    #[test]
+    fn half_of_the_work_is_given_away_and_not_half_of_the_jobs() {
+        assert_eq!(half(&[]), [0; 0]);
+        assert_eq!(half(&[256]), [0; 0]);
+        assert_eq!(half(&[0, 256, 0]), [0; 0], "one has all the work");
+        assert_eq!(half(&[0, 0, 256, 256]), [1, 3], "the first ones are idle");
+        assert_eq!(half(&[256, 256, 256, 256]), [1, 3]);
+        assert_eq!(half(&[10, 200, 20, 170]), [0, 2, 3]);
+        assert_eq!(half(&[200, 90, 60, 50]), [1, 2, 3]);
+    }
+
+    #[test]
+    fn the_one_given_away_has_work_but_not_most_of_it() {
+        assert_eq!(one(&[]), [0; 0]);
+        assert_eq!(one(&[0, 256]), [0; 0], "nothing would be gained");
+        assert_eq!(one(&[0, 256, 100, 90]), [2]);
+        assert_eq!(one(&[0, 128, 0, 128]), [3]);
     }
 }

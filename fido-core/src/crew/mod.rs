@@ -1,12 +1,16 @@
 //! A crew: serving threads that share out lanes among them, as many as the load takes.
 //!
 //! One thread serves everything while that is enough. When it is saturated ([`load`]) it takes on another and gives it
-//! half of its work; when two have little to do, one gives its work to the other and ends. What is shared out is a
+//! half of its work; when two have little to do, one gives its work to the other and stands by. What is shared out is a
 //! [`Job`]: a lane with all that belongs to it. It is handed over whole, between two rounds, by moving it: the type
 //! system sees to it that no lane is ever served by two threads. Nothing about a lane has to be told to its peer for
 //! that, because its bell and everything else of it go with it.
 //!
-//! A job that panics is dropped and reported, the others are served on. What a crew does not do: divide one lane, place
+//! What a job has begun may stay behind, though: the kernel ties a request of io_uring to the thread that submitted it,
+//! and fails it if that thread ends. So no thread of a crew ends before all jobs of the crew are gone. One that is not
+//! needed sleeps until it is, or until then.
+//!
+//! A job that panics, in whatever it is asked, is dropped and reported, the others are served on. What a crew does not do: divide one lane, place
 //! threads on processors, or go beyond the number of threads it was given.
 
 pub mod load;
@@ -16,21 +20,22 @@ mod tests;
 mod worker;
 
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::bell::{Bell, Ringer};
 use crate::wait::Source;
 use crate::waiter::Waiter;
-use worker::Worker;
 
 /// The most threads of one crew.
 pub const MAX_CREW: usize = 64;
 
-/// What is served: a lane and what belongs to it. Served by one thread at a time, but not always by the same.
+/// What is served: a lane and what belongs to it. Served by one thread at a time, but not always by the same. Every thread
+/// that has ever served it lives as long as it does.
 pub trait Job: Send {
     /// What it is called in messages.
     fn name(&self) -> String;
@@ -38,7 +43,7 @@ pub trait Job: Send {
     /// Moves everything along; whether there was anything to do. Never blocks.
     fn poll(&mut self) -> bool;
 
-    /// Hands on what is queued. Called before a wait, and before the job is handed over.
+    /// Hands on what is queued. Called before a wait, and before the job is handed over or given back.
     fn flush(&mut self) {}
 
     /// Enters what to wait for.
@@ -52,7 +57,7 @@ pub struct Limits {
     pub least: usize,
     /// The most threads, at most [`MAX_CREW`].
     pub most: usize,
-    /// After so long without any work a thread beyond the least ends.
+    /// After so long without any work a thread beyond the least is let go.
     pub lull: Duration,
 }
 
@@ -81,9 +86,9 @@ pub struct Failure {
 pub struct Counts {
     /// Threads that serve now.
     pub threads: usize,
-    /// Threads taken on since the start, the first ones not counted.
+    /// Threads taken on since the start, the first ones not counted; each time anew if they had been let go.
     pub taken_on: u64,
-    /// Threads that have ended because they were not needed.
+    /// Threads let go because they were not needed: they serve nothing, and stand by.
     pub let_go: u64,
     /// Jobs that went from one thread to another.
     pub handed_over: u64,
@@ -91,9 +96,23 @@ pub struct Counts {
 
 type MakeWaiter = Box<dyn FnMut() -> io::Result<Waiter> + Send>;
 
-/// Serving threads. They end, and drop their jobs, when this is dropped.
+/// Serving threads. When this is dropped, the jobs are dropped, and then the threads end.
 pub struct Crew<J: Job + 'static> {
     shared: Arc<Shared<J>>,
+}
+
+/// The jobs of a crew that has been stopped. They cannot be taken out: the threads that have served them live as long as
+/// this does, and with them what the jobs have begun there.
+pub struct Stopped<J: Job + 'static> {
+    // The order counts: the jobs are dropped before the threads are dismissed, even if one of them panics.
+    jobs: Vec<J>,
+    _threads: Threads<J>,
+}
+
+/// Threads that serve nothing any more. They end when this is dropped.
+struct Threads<J> {
+    shared: Arc<Shared<J>>,
+    handles: Vec<JoinHandle<()>>,
 }
 
 /// Where a thread is told of new jobs and of the end.
@@ -118,6 +137,8 @@ struct Place<J> {
     door: Arc<Door>,
     /// Jobs on their way to it.
     inbox: Vec<J>,
+    /// Not if it has been let go and stands by.
+    serves: bool,
 }
 
 impl<J> Place<J> {
@@ -131,7 +152,10 @@ struct Board<J> {
     /// A place for each thread there may be.
     places: Vec<Option<Place<J>>>,
     make_waiter: MakeWaiter,
+    /// Everybody is to give back all jobs.
     ending: bool,
+    /// All jobs are gone, and the threads may end.
+    dismissed: bool,
     counts: Counts,
     failures: Vec<Failure>,
     threads: Vec<JoinHandle<()>>,
@@ -139,9 +163,19 @@ struct Board<J> {
     given_back: Vec<J>,
 }
 
+impl<J> Board<J> {
+    /// The threads that serve, except for one: the share of their rounds that found work, and their places.
+    fn others(&self, but: usize) -> impl Iterator<Item = (u32, usize)> {
+        let places = self.places.iter().enumerate().filter(move |(index, _)| *index != but);
+        places.filter_map(|(index, place)| Some((place.as_ref().filter(|place| place.serves)?.share(), index)))
+    }
+}
+
 struct Shared<J> {
     limits: Limits,
     board: Mutex<Board<J>>,
+    /// Notified when somebody who waits for the board to change may go on: who stands by, and who ends the crew.
+    changed: Condvar,
     /// Rung for each failure.
     failed: Bell,
 }
@@ -150,6 +184,11 @@ impl<J> Shared<J> {
     fn board(&self) -> MutexGuard<'_, Board<J>> {
         // No code panics while it holds the guard.
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the guard away until [`Shared::changed`] is notified, or for no reason.
+    fn wait<'a>(&self, guard: MutexGuard<'a, Board<J>>) -> MutexGuard<'a, Board<J>> {
+        self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn report(&self, what: String, message: String) {
@@ -176,12 +215,14 @@ impl<J: Job + 'static> Crew<J> {
             places: (0..limits.most).map(|_| None).collect(),
             make_waiter: Box::new(make_waiter),
             ending: false,
+            dismissed: false,
             counts: Counts::default(),
             failures: Vec::new(),
             threads: Vec::new(),
             given_back: Vec::new(),
         };
-        let shared = Arc::new(Shared { limits, board: Mutex::new(board), failed: Bell::new()? });
+        let shared =
+            Arc::new(Shared { limits, board: Mutex::new(board), changed: Condvar::new(), failed: Bell::new()? });
         let crew = Self { shared };
         let mut hands: Vec<Vec<J>> = (0..limits.least).map(|_| Vec::new()).collect();
         for (index, job) in jobs.into_iter().enumerate() {
@@ -202,7 +243,7 @@ impl<J: Job + 'static> Crew<J> {
     /// What the crew has done so far.
     pub fn counts(&self) -> Counts {
         let board = self.shared.board();
-        Counts { threads: board.places.iter().flatten().count(), ..board.counts }
+        Counts { threads: board.places.iter().flatten().filter(|place| place.serves).count(), ..board.counts }
     }
 
     /// Failures that have not been taken yet. [`Crew::failed`] is readable when there is one.
@@ -220,28 +261,55 @@ impl<J: Job + 'static> Crew<J> {
         self.shared.failed.as_fd()
     }
 
-    /// Ends all threads between two rounds, and returns their jobs.
-    pub fn stop(self) -> Vec<J> {
-        self.end();
-        std::mem::take(&mut self.shared.board().given_back)
+    /// Stops serving, between two rounds, and returns the jobs.
+    pub fn stop(self) -> Stopped<J> {
+        self.end()
     }
 
-    fn end(&self) {
+    fn end(&self) -> Stopped<J> {
         let mut board = self.shared.board();
         board.ending = true;
         board.places.iter().flatten().for_each(|place| place.door.knock());
-        let threads = std::mem::take(&mut board.threads);
-        drop(board);
-        for thread in threads {
-            // Panics are contained in the thread, and reported from there.
-            let _ = thread.join();
+        self.shared.changed.notify_all();
+        while board.places.iter().any(Option::is_some) {
+            board = self.shared.wait(board);
         }
+        let (jobs, handles) = (std::mem::take(&mut board.given_back), std::mem::take(&mut board.threads));
+        Stopped { jobs, _threads: Threads { shared: self.shared.clone(), handles } }
     }
 }
 
 impl<J: Job + 'static> Drop for Crew<J> {
     fn drop(&mut self) {
-        self.end();
+        let is_stopped = self.shared.board().ending;
+        if !is_stopped {
+            self.end();
+        }
+    }
+}
+
+impl<J: Job + 'static> Deref for Stopped<J> {
+    type Target = [J];
+
+    fn deref(&self) -> &[J] {
+        &self.jobs
+    }
+}
+
+impl<J: Job + 'static> DerefMut for Stopped<J> {
+    fn deref_mut(&mut self) -> &mut [J] {
+        &mut self.jobs
+    }
+}
+
+impl<J> Drop for Threads<J> {
+    fn drop(&mut self) {
+        self.shared.board().dismissed = true;
+        self.shared.changed.notify_all();
+        for thread in self.handles.drain(..) {
+            // Panics are contained in the thread, and reported from there.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -267,9 +335,4 @@ impl Source for DoorSource {
         // SYNC: pairs with the release store in `Door::knock`.
         self.0.knocked.load(Ordering::Acquire)
     }
-}
-
-/// A thread's part, for [`worker`].
-fn serve<J: Job + 'static>(mut worker: Worker<J>) {
-    worker.serve();
 }

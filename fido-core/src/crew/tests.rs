@@ -24,6 +24,8 @@ struct Sight {
     pieces: AtomicU64,
     done: AtomicU64,
     panics: AtomicBool,
+    /// How many flushes from now on panics the last of; 0 for none.
+    flushes: AtomicU64,
     /// Which threads have served it, and whether two ever did at once.
     servers: Mutex<BTreeMap<String, u64>>,
     present: Mutex<Option<ThreadId>>,
@@ -56,6 +58,12 @@ impl Job for TestJob {
         busy
     }
 
+    fn flush(&mut self) {
+        let left = self.1.flushes.load(Ordering::SeqCst);
+        self.1.flushes.store(left.saturating_sub(1), Ordering::SeqCst);
+        assert!(left != 1, "told to when flushed");
+    }
+
     fn sources<'a>(&'a mut self, all: &mut Vec<&'a mut dyn Source>) {
         all.push(self);
     }
@@ -76,6 +84,10 @@ impl Source for TestJob {
 }
 
 fn crew(least: usize, most: usize, jobs: usize) -> (Crew<TestJob>, Vec<Arc<Sight>>) {
+    crew_that_waits(WaitStrategy::Sleep, least, most, jobs)
+}
+
+fn crew_that_waits(strategy: WaitStrategy, least: usize, most: usize, jobs: usize) -> (Crew<TestJob>, Vec<Arc<Sight>>) {
     let sights: Vec<_> = (0..jobs)
         .map(|_| {
             Arc::new(Sight {
@@ -84,6 +96,7 @@ fn crew(least: usize, most: usize, jobs: usize) -> (Crew<TestJob>, Vec<Arc<Sight
                 pieces: AtomicU64::new(0),
                 done: AtomicU64::new(0),
                 panics: AtomicBool::new(false),
+                flushes: AtomicU64::new(0),
                 servers: Mutex::default(),
                 present: Mutex::default(),
                 torn: AtomicBool::new(false),
@@ -92,7 +105,7 @@ fn crew(least: usize, most: usize, jobs: usize) -> (Crew<TestJob>, Vec<Arc<Sight
         .collect();
     let jobs = sights.iter().enumerate().map(|(number, sight)| TestJob(number, sight.clone())).collect();
     let limits = Limits { least, most, lull: Duration::from_millis(5) };
-    (Crew::start(limits, || Waiter::new(WaitStrategy::Sleep), jobs).unwrap(), sights)
+    (Crew::start(limits, move || Waiter::new(strategy), jobs).unwrap(), sights)
 }
 
 fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
@@ -112,7 +125,18 @@ fn flood(sights: &[Arc<Sight>], flooded: bool) {
 
 #[test]
 fn it_grows_under_load_and_shrinks_when_the_load_is_gone() {
-    let (crew, sights) = crew(1, 3, 4);
+    grows_and_shrinks(WaitStrategy::Sleep);
+}
+
+#[test]
+fn it_shrinks_as_well_if_its_threads_spin() {
+    // Spinners never sleep, and adaptive ones sometimes: no wait of theirs need last as long as a lull.
+    grows_and_shrinks(WaitStrategy::Adaptive);
+    grows_and_shrinks(WaitStrategy::Spin);
+}
+
+fn grows_and_shrinks(strategy: WaitStrategy) {
+    let (crew, sights) = crew_that_waits(strategy, 1, 3, 4);
     assert_eq!(crew.counts().threads, 1);
     for turn in 1..=2 {
         flood(&sights, true);
@@ -180,4 +204,33 @@ fn a_panic_of_a_job_is_contained_and_reported() {
         [&sights[0], &sights[2]].iter().all(|sight| sight.pieces.load(Ordering::SeqCst) == 0)
     });
     assert_eq!(crew.stop().len(), 2);
+}
+
+#[test]
+fn a_panic_while_it_hands_over_costs_only_the_job_that_panics() {
+    for leaves in [false, true] {
+        let (crew, sights) = crew(1, 2, 4);
+        if leaves {
+            flood(&sights, true);
+            eventually("two threads", || crew.counts().threads == 2);
+        }
+        // While there is always work no thread rests, and the first flush is that before some jobs go to a second one.
+        // Before a thread leaves it rests once.
+        sights[1].flushes.store(if leaves { 2 } else { 1 }, Ordering::SeqCst);
+        flood(&sights, !leaves);
+        let mut failures = Vec::new();
+        eventually("a failure", || {
+            failures.extend(crew.failures());
+            !failures.is_empty()
+        });
+        assert_eq!(failures, [Failure { what: "job 1".into(), message: "told to when flushed".into() }]);
+        flood(&sights, false);
+        let others = [&sights[0], &sights[2], &sights[3]];
+        for sight in others {
+            sight.pieces.store(5, Ordering::SeqCst);
+            sight.bell.ring();
+        }
+        eventually("the others are served on", || others.iter().all(|sight| sight.pieces.load(Ordering::SeqCst) == 0));
+        assert_eq!(crew.stop().len(), 3);
+    }
 }

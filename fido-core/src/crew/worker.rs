@@ -5,17 +5,18 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
-use super::load::{LIGHT, Load, Verdict, WHOLE};
-use super::{Board, Door, DoorSource, Job, Place, Shared, serve};
+use super::load::{self, LIGHT, Load, Verdict, WHOLE, Work};
+use super::{Board, Door, DoorSource, Job, Place, Shared};
 use crate::bell::Bell;
 use crate::wait::Source;
 use crate::waiter::Waiter;
 
-/// A job and in how many rounds of this window it had work.
+/// A job and in how many rounds it had work.
 struct Charge<J> {
     job: J,
-    work: u32,
+    work: Work,
 }
 
 /// One serving thread.
@@ -28,16 +29,27 @@ pub(super) struct Worker<J: Job + 'static> {
     load: Load,
     /// The last round found nothing.
     idle: bool,
-    /// There has been no work since the last wait that lasted its whole time.
-    rested: bool,
+    /// When the first of the rounds without work was that have followed the last one with work. Only threads that may
+    /// be let go ask the clock.
+    idle_since: Option<u64>,
 }
 
-/// Starts a thread that serves `jobs`, in a free place. Gives the jobs back if there is none, or the system has none.
+/// Has a thread serve `jobs`: one that was let go, or a new one in a free place. Gives the jobs back if there is none, or
+/// the system has none.
 pub(super) fn take_on<J: Job + 'static>(
     shared: &Arc<Shared<J>>,
     board: &mut Board<J>,
     jobs: Vec<J>,
 ) -> Result<(), (Vec<J>, io::Error)> {
+    if let Some(index) = board.places.iter().position(|place| place.as_ref().is_some_and(|place| !place.serves)) {
+        if let Some(place) = &mut board.places[index] {
+            place.serves = true;
+            place.door.share.store(WHOLE, Ordering::Relaxed);
+        }
+        give(board, index, jobs);
+        shared.changed.notify_all();
+        return Ok(());
+    }
     let free = board.places.iter().position(Option::is_none);
     let prepared = free.ok_or_else(|| io::Error::other("all threads that there may be are there")).and_then(|place| {
         // Nobody gives it more before it has said how it fares.
@@ -50,15 +62,14 @@ pub(super) fn take_on<J: Job + 'static>(
         Err(error) => return Err((jobs, error)),
     };
     // The jobs go by the inbox, so that they are not lost with a thread that could not be started.
-    board.places[place] = Some(Place { door: door.clone(), inbox: jobs });
+    board.places[place] = Some(Place { door: door.clone(), inbox: jobs, serves: true });
     let mine = shared.clone();
     let thread = std::thread::Builder::new().name(format!("fido-crew-{place}")).spawn(move || {
         let (charges, load) = (Vec::new(), Load::default());
-        serve(Worker { shared: mine, place, door, waiter, charges, load, idle: false, rested: false });
+        Worker { shared: mine, place, door, waiter, charges, load, idle: false, idle_since: None }.serve();
     });
     match thread {
         Ok(thread) => {
-            board.threads.retain(|thread| !thread.is_finished());
             board.threads.push(thread);
             Ok(())
         }
@@ -67,14 +78,21 @@ pub(super) fn take_on<J: Job + 'static>(
 }
 
 impl<J: Job + 'static> Worker<J> {
-    /// Serves until the end of the crew or until it is not needed any more.
-    pub(super) fn serve(&mut self) {
-        let served = catch_unwind(AssertUnwindSafe(|| while self.round() {}));
-        if let Err(panic) = served {
-            // Not in a job's own part, or the job would have been named: a source, most likely.
+    /// Serves until the crew ends, and lives until all of its jobs are gone.
+    pub(super) fn serve(mut self) {
+        while let Err(panic) = catch_unwind(AssertUnwindSafe(|| while self.round() {})) {
+            // Not in a job's own part, or the job would have been named: a source, most likely. The thread itself goes
+            // on, for the sake of what jobs that are elsewhere by now have begun here.
             let names: Vec<_> = self.charges.iter().map(|charge| charge.job.name()).collect();
             self.shared.report(format!("a thread with {}", names.join(", ")), text(&*panic));
-            self.forsake();
+            let charges = std::mem::take(&mut self.charges);
+            charges.into_iter().for_each(|charge| _ = catch_unwind(AssertUnwindSafe(|| drop(charge))));
+        }
+        let shared = self.shared.clone();
+        drop(self);
+        let mut board = shared.board();
+        while !board.dismissed {
+            board = shared.wait(board);
         }
     }
 
@@ -86,7 +104,7 @@ impl<J: Job + 'static> Worker<J> {
         let mut busy = false;
         for index in (0..self.charges.len()).rev() {
             if self.guarded(index, J::poll) == Some(true) {
-                self.charges[index].work += 1;
+                self.charges[index].work.found();
                 busy = true;
             }
         }
@@ -94,27 +112,28 @@ impl<J: Job + 'static> Worker<J> {
         if busy || !self.idle {
             verdict = self.load.round(busy, self.charges.iter_mut().map(|charge| &mut charge.work));
         }
+        self.idle = !busy;
         if busy {
             self.waiter.busy();
-            self.rested = false;
+            self.idle_since = None;
         } else {
-            let rested = self.rest();
-            // Only a wait that has lasted its whole time without work is a lull.
-            if rested && self.rested {
-                verdict = self.load.lull();
+            match self.patience() {
+                Some(Duration::ZERO) => verdict = self.load.lull(),
+                patience => self.rest(patience),
             }
-            self.rested = rested;
         }
-        self.idle = !busy;
         self.door.share.store(self.load.share(), Ordering::Relaxed);
         match verdict {
-            Verdict::Stay => true,
-            Verdict::Share => {
-                self.share();
-                true
+            Verdict::Stay => {}
+            Verdict::Share => self.share(),
+            Verdict::Leave => {
+                if self.leave() {
+                    self.stand_by();
+                }
+                self.idle_since = None;
             }
-            Verdict::Leave => !self.leave(),
         }
+        true
     }
 
     /// Takes in new jobs; at the end of the crew gives all back. Whether to go on.
@@ -124,34 +143,58 @@ impl<J: Job + 'static> Worker<J> {
             return true;
         }
         let mut board = self.shared.board();
-        let Some(place) = &mut board.places[self.place] else { return false };
-        let new = std::mem::take(&mut place.inbox);
-        if board.ending {
-            board.given_back.extend(self.charges.drain(..).map(|charge| charge.job).chain(new));
-            board.places[self.place] = None;
-            return false;
-        }
+        let new = board.places[self.place].as_mut().map_or_else(Vec::new, |place| std::mem::take(&mut place.inbox));
+        let ends = board.ending;
         drop(board);
-        self.charges.extend(new.into_iter().map(|job| Charge { job, work: 0 }));
-        true
+        self.charges.extend(new.into_iter().map(|job| Charge { job, work: Work::default() }));
+        if ends {
+            self.flush();
+            let mut board = self.shared.board();
+            board.given_back.extend(self.charges.drain(..).map(|charge| charge.job));
+            // Nobody gives jobs to anybody any more.
+            board.places[self.place] = None;
+            self.shared.changed.notify_all();
+        }
+        !ends
     }
 
-    /// Waits; whether it lasted as long as the limit for a lull says.
-    fn rest(&mut self) -> bool {
-        for index in (0..self.charges.len()).rev() {
-            self.guarded(index, J::flush);
-        }
-        let began = crate::clock::now();
+    /// How much longer a thread that may be let go waits for work; none if there has been none for the length of a lull,
+    /// over however many waits.
+    fn patience(&mut self) -> Option<Duration> {
+        let limits = &self.shared.limits;
+        (self.place >= limits.least).then(|| {
+            let now = crate::clock::now();
+            let idle = now - *self.idle_since.get_or_insert(now);
+            limits.lull.saturating_sub(Duration::from_nanos(idle))
+        })
+    }
+
+    /// Waits, at most for `patience`.
+    fn rest(&mut self, patience: Option<Duration>) {
+        self.flush();
         let mut door = DoorSource(self.door.clone());
         let mut sources: Vec<&mut dyn Source> = vec![&mut door];
         self.charges.iter_mut().for_each(|charge| charge.job.sources(&mut sources));
-        let is_needed = self.place < self.shared.limits.least;
-        let lull = self.shared.limits.lull;
-        if let Err(error) = self.waiter.idle(&mut sources, (!is_needed).then_some(lull)) {
+        if let Err(error) = self.waiter.idle(&mut sources, patience) {
             tracing::error!(%error, "a serving thread cannot sleep");
-            std::thread::sleep(lull);
+            std::thread::sleep(self.shared.limits.lull);
         }
-        !is_needed && u128::from(crate::clock::now() - began) >= lull.as_nanos()
+    }
+
+    /// Without jobs: waits until there are some again, or the crew ends.
+    fn stand_by(&mut self) {
+        self.load = Load::default();
+        let mut board = self.shared.board();
+        while !board.ending && !board.places[self.place].as_ref().is_none_or(|place| place.serves) {
+            board = self.shared.wait(board);
+        }
+    }
+
+    /// Flushes all jobs. Never to be called with the board's guard: a job may do anything, and take its time.
+    fn flush(&mut self) {
+        for index in (0..self.charges.len()).rev() {
+            self.guarded(index, J::flush);
+        }
     }
 
     /// Does something with a job; one that panics is dropped and reported.
@@ -171,24 +214,19 @@ impl<J: Job + 'static> Worker<J> {
 
     /// Gives some of the jobs to the thread that has most time, or to a new one.
     fn share(&mut self) {
-        if self.charges.len() < 2 {
-            return;
-        }
+        self.flush();
         let mut board = self.shared.board();
-        let others = board.places.iter().enumerate().filter(|(index, _)| *index != self.place);
-        let others = others.filter_map(|(index, place)| Some((place.as_ref()?.share(), index)));
-        let idlest = others.min().filter(|(share, _)| *share <= WHOLE / 2).map(|(_, index)| index);
-        let is_full = board.places.iter().all(Option::is_some);
+        let idlest = board.others(self.place).min().filter(|(share, _)| *share <= WHOLE / 2).map(|(_, index)| index);
+        let is_full = board.places.iter().all(|place| place.as_ref().is_some_and(|place| place.serves));
         if idlest.is_none() && is_full || board.ending {
             return;
         }
-        // To somebody who has work already one job goes, to a new one every other.
-        let count = if idlest.is_some() { 1 } else { self.charges.len() / 2 };
-        let mut given = Vec::new();
-        for turn in 0..count {
-            let mut charge = self.charges.remove(turn);
-            charge.job.flush();
-            given.push(charge.job);
+        // To somebody who has work already one job goes, to a new one half of the load.
+        let work: Vec<u32> = self.charges.iter().map(|charge| charge.work.last()).collect();
+        let chosen = if idlest.is_some() { load::one(&work) } else { load::half(&work) };
+        let given: Vec<J> = chosen.into_iter().rev().map(|index| self.charges.remove(index).job).collect();
+        if given.is_empty() {
+            return;
         }
         let moved = given.len() as u64;
         match idlest {
@@ -197,7 +235,7 @@ impl<J: Job + 'static> Worker<J> {
                 Ok(()) => board.counts.taken_on += 1,
                 Err((jobs, error)) => {
                     tracing::warn!(%error, "no further serving thread");
-                    self.charges.extend(jobs.into_iter().map(|job| Charge { job, work: 0 }));
+                    self.charges.extend(jobs.into_iter().map(|job| Charge { job, work: Work::default() }));
                     return;
                 }
             },
@@ -205,46 +243,31 @@ impl<J: Job + 'static> Worker<J> {
         board.counts.handed_over += moved;
     }
 
-    /// Gives all jobs to another thread that has time for them and ends; whether it could.
+    /// Gives all jobs to another thread that has time for them; whether it could. This thread does not end: the kernel
+    /// ties what a job has begun here, such as a read by io_uring, to this thread, and it would fail with it.
     fn leave(&mut self) -> bool {
-        let mine = self.load.share();
-        let mut board = self.shared.board();
         // The first ones stay, and the others come to them.
-        if self.place < self.shared.limits.least || board.ending {
+        if self.place < self.shared.limits.least {
             return false;
         }
-        let others = board.places.iter().enumerate().filter(|(index, _)| *index != self.place);
-        let others = others.filter_map(|(index, place)| Some((place.as_ref()?.share(), index)));
-        let Some((_, heir)) = others.min().filter(|(share, _)| mine == 0 || *share <= LIGHT) else {
+        self.flush();
+        let mine = self.load.share();
+        let mut board = self.shared.board();
+        if board.ending {
             return false;
-        };
-        self.charges.iter_mut().for_each(|charge| charge.job.flush());
+        }
+        let idlest = board.others(self.place).min();
+        let Some((_, heir)) = idlest.filter(|(share, _)| mine == 0 || *share <= LIGHT) else { return false };
         let mut jobs: Vec<J> = self.charges.drain(..).map(|charge| charge.job).collect();
-        // What was on its way here goes on to the heir.
-        jobs.extend(board.places[self.place].take().into_iter().flat_map(|place| place.inbox));
+        if let Some(place) = &mut board.places[self.place] {
+            place.serves = false;
+            // What was on its way here goes on to the heir.
+            jobs.append(&mut place.inbox);
+        }
         board.counts.let_go += 1;
         board.counts.handed_over += jobs.len() as u64;
         give(&mut board, heir, jobs);
         true
-    }
-
-    /// After a panic of its own: whatever this thread has is dropped, and what was on its way goes to others.
-    fn forsake(&mut self) {
-        let _ = catch_unwind(AssertUnwindSafe(|| self.charges.clear()));
-        let mut board = self.shared.board();
-        let inbox = board.places[self.place].take().map_or_else(Vec::new, |place| place.inbox);
-        let heir = board.places.iter().position(Option::is_some);
-        match heir {
-            Some(heir) => give(&mut board, heir, inbox),
-            None if board.ending => board.given_back.extend(inbox),
-            None => {
-                // The crew never stands empty while it is not told to end.
-                if let Err((jobs, error)) = take_on(&self.shared, &mut board, inbox) {
-                    tracing::error!(%error, "the last serving thread is gone, and no other can be started");
-                    board.given_back.extend(jobs);
-                }
-            }
-        }
     }
 }
 

@@ -227,6 +227,7 @@ impl<Q: BlockQueue> BackEnd<Q> {
 }
 
 /// The lanes of a back end can be shared out among the threads of a [`fido_core::crew::Crew`]; each goes with its queue.
+/// A queue may tie its requests to the thread that submitted them: a crew's threads outlive its jobs.
 impl<Q: BlockQueue + Send> Job for BackEnd<Q> {
     fn name(&self) -> String {
         self.lane.name().into()

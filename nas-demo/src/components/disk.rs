@@ -14,7 +14,7 @@ use mmblk::link::back::BackEnd;
 
 use super::event_loop::{self, Component};
 
-/// A thread beyond the first that has had no work for so long ends.
+/// A thread beyond the first that has had no work for so long is let go.
 const LULL: Duration = Duration::from_millis(500);
 
 /// Opens the image, serves every lane, and says so.

@@ -7,6 +7,9 @@
 //! wakes the queue every millisecond to look again (a buffer may be returned by any thread, which rings no bell
 //! here). A read that has waited [`BUFFER_PATIENCE`] fails with [`BlockError::NoBuffer`]: its caller may be holding
 //! the very buffers it waits for.
+//!
+//! A queue may go from thread to thread, but a thread that has used it must not end before what it submitted has: the
+//! kernel fails requests, reads with EFAULT, with the thread that submitted them.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, BorrowedFd};
