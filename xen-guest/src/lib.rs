@@ -6,10 +6,12 @@
 //! * [`grants`]: the hypervisor's own account of who shares what.
 //! * [`memory`]: the guests' part in the scenarios `memory` and `costs`.
 //! * [`chain`]: the guests' part in the scenario `destroy`.
+//! * [`pace`]: the guests' part in the scenario `ring`.
 //! * [`report`]: how results come out of the emulated machine; the other end is in `xen-tools`.
 
 pub mod boot;
 pub mod chain;
 pub mod grants;
 pub mod memory;
+pub mod pace;
 pub mod report;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use fido_core::conformance;
 use fido_core::domain::Domain;
 use fido_core::platform::xen::store::Store;
-use xen_guest::{chain, memory};
+use xen_guest::{chain, memory, pace};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         }
         ["conformance"] => conformance(),
         ["chain"] => chain::run(),
+        ["pace"] => pace::run(),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no part is called {words:?}"))),
     };
     match result {

@@ -128,7 +128,7 @@ impl Parts {
         archive.host_file("guest/vmlinux", &self.kernel, false)?;
         // Scenarios that create guests themselves name the program's part on the kernel's command line.
         archive.file("guest/image.cpio", guest(&[])?, false)?;
-        for part in ["conformance", "chain"] {
+        for part in ["conformance", "chain", "pace"] {
             archive.file(format!("guest/{part}.cpio"), guest(&[part])?, false)?;
         }
         guest::modules(&mut archive, &self.modules.load_order(&DOM0_MODULES)?)?;

@@ -10,7 +10,7 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which `all` runs them.
-pub const ALL: [Scenario; 5] = [
+pub const ALL: [Scenario; 6] = [
     Scenario { name: "boot", about: "dom0 comes up; two guests run a program of ours and find themselves in xenstore" },
     Scenario {
         name: "memory",
@@ -25,6 +25,7 @@ pub const ALL: [Scenario; 5] = [
         name: "destroy",
         about: "bytes are forwarded by address from guest to guest to guest; kill -9 and xl destroy of each, and its return",
     },
+    Scenario { name: "ring", about: "what a lane between two guests takes, and that it asks nothing of the kernel" },
 ];
 
 /// The names that `wanted` stands for: itself, or every one for `all`.

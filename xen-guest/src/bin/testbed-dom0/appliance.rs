@@ -6,8 +6,8 @@ use conn_mgr::manager::{Manager, Options, Status};
 use conn_mgr::manifest::{Domain, FencePolicy, Guest, GuestType, Link, Manifest, Platform, Restart};
 use fido_core::assignment::WaitStrategy;
 use fido_core::conformance::{self, ALL_CASES, LOWER_LINK, PASSED, ROLES, UPPER_LINK};
-use xen_guest::chain;
 use xen_guest::report::Kind;
+use xen_guest::{chain, pace};
 
 use crate::machine::{Machine, xl};
 use crate::{Failure, Reporter};
@@ -155,4 +155,32 @@ fn returns(manager: &Manager, role: &str, generation: u16, began: Instant) -> Re
         return Err(format!("nothing flows after the return of {role}: {}", problems(&manager.status())));
     }
     Ok(began.elapsed().as_secs_f64())
+}
+
+/// What a lane between two guests takes.
+pub fn ring(machine: &Machine, reporter: &mut Reporter) -> Result<String, Failure> {
+    let [ping, pong] = pace::ROLES;
+    let mut manifest = Manifest { platform: Platform::Xen, ..Manifest::new("ring") };
+    for (position, role) in (0..).zip(pace::ROLES) {
+        let domain = domain(role, "/guest/pace.cpio", position, machine);
+        manifest.domains.push(Domain { wait: WaitStrategy::Spin, ..domain });
+    }
+    manifest.links.push(Link::new(pace::LINK, ping, pong));
+    let manager = start(manifest)?;
+    manager.wait_until(SUITE_LIMIT, |status| status.is_ready() || status.failed().next().is_some());
+    let status = manager.status();
+    if !status.is_ready() {
+        return Err(format!("no figures: {}", problems(&status)));
+    }
+    manager.shutdown(SHUTDOWN_LIMIT).map_err(|error| format!("the guests do not end: {error}"))?;
+    let notes = status.domain(ping).map(|ping| &ping.notes).ok_or("ping is lost")?;
+    let value = |name: &str| notes.get(name).map_or("?", String::as_str);
+    let rows: String = pace::NOTES.iter().map(|name| format!("{name},{}\n", value(name))).collect();
+    reporter.send(Kind::File, "ring.csv", format!("what,value\n{rows}").as_bytes())?;
+    let asked: Vec<_> = pace::NOTES[3..].iter().map(|name| format!("{} {name}", value(name))).collect();
+    if pace::NOTES[3..].iter().any(|name| value(name) != "0") {
+        return Err(format!("who polls asked the kernel: {}", asked.join(", ")));
+    }
+    let [round, rate, copied, ..] = pace::NOTES.map(value);
+    Ok(format!("{round} ns there and back, {rate} messages/s, {copied} MiB/s lent and copied; {}", asked.join(", ")))
 }

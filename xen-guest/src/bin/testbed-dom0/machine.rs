@@ -55,7 +55,7 @@ pub fn mount_all() -> Result<(), Failure> {
 /// What the connection manager logs goes to a file.
 pub fn log_to_file() -> Result<(), Failure> {
     let path = format!("{LOGS}/manager.log");
-    let file = fs::File::create(&path).map_err(|error| format!("{path}: {error}"))?;
+    let file = log(&path)?;
     tracing_subscriber::fmt().with_ansi(false).with_writer(file).init();
     Ok(())
 }
@@ -150,17 +150,18 @@ impl Machine {
     }
 }
 
-/// Sends the logs of the toolstack and the guests, and forgets those of the guests.
+/// Sends the logs of the toolstack and the guests, and empties them: who writes them goes on doing so.
 pub fn send_logs(reporter: &mut Reporter, scenario: &str) -> Result<(), Failure> {
     let prefix = if scenario.is_empty() { String::new() } else { format!("{scenario}-") };
-    for (folder, forget) in [(CONSOLES, true), (LOGS, true)] {
+    for folder in [CONSOLES, LOGS] {
         let Ok(files) = fs::read_dir(folder) else { continue };
         for path in files.flatten().map(|entry| entry.path()).filter(|path| path.is_file()) {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let body = fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-            reporter.send(Kind::File, &format!("{prefix}{name}"), &body)?;
-            if forget {
-                let _ = fs::remove_file(&path);
+            let wrong = |error| format!("{}: {error}", path.display());
+            let body = fs::read(&path).map_err(wrong)?;
+            if !body.is_empty() {
+                reporter.send(Kind::File, &format!("{prefix}{name}"), &body)?;
+                fs::OpenOptions::new().write(true).truncate(true).open(&path).map_err(wrong)?;
             }
         }
     }
@@ -184,10 +185,16 @@ pub fn read_node(path: &str) -> Result<Option<String>, Failure> {
     Ok(value.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
+/// A log that can be emptied while it is written.
+fn log(path: &str) -> Result<fs::File, Failure> {
+    let file = fs::OpenOptions::new().create(true).append(true).open(path);
+    file.map_err(|error| format!("{path}: {error}"))
+}
+
 fn daemon(name: &str, arguments: &[&str]) -> Result<Child, Failure> {
-    let log = format!("{LOGS}/{name}.log");
-    let file = fs::File::create(&log).map_err(|error| format!("{log}: {error}"))?;
-    let other = file.try_clone().map_err(|error| format!("{log}: {error}"))?;
+    let path = format!("{LOGS}/{name}.log");
+    let file = log(&path)?;
+    let other = file.try_clone().map_err(|error| format!("{path}: {error}"))?;
     let mut command = Command::new(format!("{TOOLS}/{name}"));
     command.args(arguments).stdin(Stdio::null()).stdout(file).stderr(other);
     command.spawn().map_err(|error| format!("{name}: {error}"))

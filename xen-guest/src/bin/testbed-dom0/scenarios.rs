@@ -19,6 +19,7 @@ pub fn run(name: &str, machine: &mut Machine, reporter: &mut Reporter) -> Result
         "memory" => crate::memory::run(machine, reporter),
         "conformance" => crate::appliance::conform(machine, reporter, WaitStrategy::Sleep),
         "destroy" => crate::appliance::destroy(machine, reporter),
+        "ring" => crate::appliance::ring(machine, reporter),
         _ => Err(format!("this image has no scenario `{name}`")),
     }
 }
