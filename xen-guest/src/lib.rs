@@ -6,6 +6,7 @@
 //! * [`grants`]: the hypervisor's own account of who shares what.
 //! * [`memory`]: the guests' part in the scenarios `memory` and `costs`.
 //! * [`chain`]: the guests' part in the scenario `destroy`.
+//! * [`network`]: addresses of network interfaces.
 //! * [`pace`]: the guests' part in the scenario `ring`.
 //! * [`report`]: how results come out of the emulated machine; the other end is in `xen-tools`.
 
@@ -13,5 +14,6 @@ pub mod boot;
 pub mod chain;
 pub mod grants;
 pub mod memory;
+pub mod network;
 pub mod pace;
 pub mod report;

@@ -15,17 +15,19 @@ use crate::image::cpio::Archive;
 use crate::image::guest::{self, Guest};
 
 /// Changes with what is made from the packages, so that old entries are not used.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 
 /// The package of the hypervisor.
 const HYPERVISOR: &str = "xen-hypervisor-4.17-amd64";
 
 /// The packages of dom0: the toolstack, and the libraries that it needs.
-const DOM0: [&str; 20] = [
+const DOM0: [&str; 22] = [
     "busybox-static",
     "libc6",
     "libgcc-s1",
     "liblzma5",
+    "libnfs-utils",
+    "libnfs13",
     "libuuid1",
     "libxencall1",
     "libxendevicemodel1",
@@ -45,11 +47,12 @@ const DOM0: [&str; 20] = [
 ];
 
 /// The toolstack's programs in dom0.
-const TOOLS: [&str; 5] = [
+const TOOLS: [&str; 6] = [
     "usr/lib/xen-4.17/bin/xl",
     "usr/lib/xen-4.17/bin/xen-init-dom0",
     "usr/lib/xen-4.17/bin/xenconsoled",
     "usr/lib/xen-4.17/bin/xenstored",
+    "usr/bin/nfs-cp",
     "usr/bin/xenstore-ls",
 ];
 
@@ -59,7 +62,7 @@ const KERNEL: &str = "linux-image-amd64";
 /// Kernel modules of dom0 and of the guests.
 const DOM0_MODULES: [&str; 9] =
     ["xen-privcmd", "xenfs", "xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-netback", "xen-blkback", "bridge", "tun"];
-const GUEST_MODULES: [&str; 3] = ["xen-evtchn", "xen-gntdev", "xen-gntalloc"];
+const GUEST_MODULES: [&str; 4] = ["xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-netfront"];
 
 /// What Debian gives, in the cache.
 pub struct Parts {
@@ -111,10 +114,10 @@ impl Parts {
     pub fn write_dom0(&self, programs: &Programs, to: &Path) -> Result<(), TestbedError> {
         let mut modules = self.modules.load_order(&GUEST_MODULES)?;
         modules.extend(self.own_module.clone());
-        let guest = |arguments: &[&str]| -> Result<Vec<u8>, TestbedError> {
+        let guest = |program: &str, arguments: &[&str]| -> Result<Vec<u8>, TestbedError> {
             let guest = Guest {
                 init: programs.file("fido-init"),
-                program: programs.file("testbed-guest"),
+                program: programs.file(program),
                 arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
                 modules: modules.clone(),
                 ..Guest::default()
@@ -127,10 +130,16 @@ impl Parts {
         archive.host_file("init", &programs.file("testbed-dom0"), true)?;
         archive.host_file("guest/vmlinux", &self.kernel, false)?;
         // Scenarios that create guests themselves name the program's part on the kernel's command line.
-        archive.file("guest/image.cpio", guest(&[])?, false)?;
+        archive.file("guest/image.cpio", guest("testbed-guest", &[])?, false)?;
         for part in ["conformance", "chain", "pace"] {
-            archive.file(format!("guest/{part}.cpio"), guest(&[part])?, false)?;
+            archive.file(format!("guest/{part}.cpio"), guest("testbed-guest", &[part])?, false)?;
         }
+        for domain in ["net", "fs", "disk"] {
+            let image = guest("nas-demo", &["component", domain])?;
+            archive.file(format!("guest/nas-{domain}.cpio"), image, false)?;
+        }
+        // What the toolstack runs for network interfaces.
+        archive.link("bin/testbed-vif", "/init")?;
         guest::modules(&mut archive, &self.modules.load_order(&DOM0_MODULES)?)?;
         let write = || {
             let mut file = File::create(to)?;

@@ -24,7 +24,8 @@ impl Programs {
     pub fn build(supervisor: &Supervisor, source: &Path) -> Result<Self, TestbedError> {
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| source.join("target"), PathBuf::from);
         let mut command = Command::new("cargo");
-        command.args(["build", "--release", "--locked", "--package", "xen-guest", "--target", TARGET, "--target-dir"]);
+        command.args(["build", "--release", "--locked", "--package", "xen-guest", "--package", "nas-demo", "--bins"]);
+        command.args(["--target", TARGET, "--target-dir"]);
         command.arg(&target).current_dir(source);
         // A target named explicitly keeps the flags away from build scripts, and the files apart from the usual ones.
         command.env("RUSTFLAGS", "-C target-feature=+crt-static").env("CARGO_PROFILE_RELEASE_STRIP", "true");

@@ -17,21 +17,22 @@ const SUITE_LIMIT: Duration = Duration::from_secs(200);
 /// How long a domain may take to come back, and how long until something flows then.
 const RETURN_LIMIT: Duration = Duration::from_secs(90);
 /// How long a survivor may take to let go. The suite has one do so late; under emulation that takes its time.
-const FENCE_LIMIT: Duration = Duration::from_secs(60);
+pub const FENCE_LIMIT: Duration = Duration::from_secs(60);
 /// How long guests may take to finish when they are told to.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(60);
+pub const SHUTDOWN_LIMIT: Duration = Duration::from_secs(60);
 /// A guest's memory, arena included.
 const MEMORY: u64 = 192 << 20;
 
 /// A domain that the image `NAME.cpio` is for, on the processor after those of the domains before it.
-fn domain(name: &str, image: &str, position: u32, machine: &Machine) -> Domain {
+pub fn domain(name: &str, image: &str, position: u32, machine: &Machine) -> Domain {
     let kind = if machine.pvh { GuestType::Pvh } else { GuestType::Pv };
     let cpu = 1 + position % (machine.processors() - 1).max(1);
     let guest = Guest { kind, memory: MEMORY, cpus: vec![cpu], ..Guest::new("/guest/vmlinux", image) };
     Domain { arena: 16 << 20, guest: Some(guest), ..Domain::new(name, "/fido/program") }
 }
 
-fn start(manifest: Manifest) -> Result<Manager, Failure> {
+/// Starts an appliance under a manager.
+pub fn start(manifest: Manifest) -> Result<Manager, Failure> {
     // A guest boots under emulation before it can say anything.
     let options = Options { start_deadline: Duration::from_secs(120), ..Options::default() };
     Manager::start(manifest, options).map_err(|error| format!("the manager does not start: {error}"))
@@ -90,7 +91,7 @@ fn is_over(status: &Status) -> bool {
 }
 
 /// What the manager has to say.
-fn problems(status: &Status) -> String {
+pub fn problems(status: &Status) -> String {
     let mut lines = Vec::new();
     for domain in &status.domains {
         let problem = domain.problem.as_deref().unwrap_or("no problem");

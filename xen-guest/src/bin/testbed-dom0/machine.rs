@@ -212,7 +212,7 @@ fn wait_for(what: &str, ready: impl Fn() -> bool) -> Result<(), Failure> {
 }
 
 /// Runs a command to its end, within [`COMMAND_LIMIT`].
-fn command(program: &str, arguments: &[&str]) -> Result<String, Failure> {
+pub fn command(program: &str, arguments: &[&str]) -> Result<String, Failure> {
     let what = format!("{} {}", program.rsplit('/').next().unwrap_or(program), arguments.join(" "));
     let out = "/run/command.out";
     let file = fs::File::create(out).map_err(|error| format!("{out}: {error}"))?;

@@ -4,8 +4,10 @@
 mod appliance;
 mod costs;
 mod guest;
+mod hotplug;
 mod machine;
 mod memory;
+mod nas;
 mod scenarios;
 
 use std::fs::{File, OpenOptions};
@@ -22,6 +24,9 @@ use machine::Machine;
 pub type Failure = String;
 
 fn main() -> ExitCode {
+    if hotplug::is_asked() {
+        return hotplug::run();
+    }
     if std::process::id() != 1 {
         eprintln!("testbed-dom0: this is the first process of the testbed's dom0 and does nothing elsewhere");
         return ExitCode::from(2);

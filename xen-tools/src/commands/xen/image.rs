@@ -13,8 +13,9 @@ use xen_tools::image::guest::Guest;
 /// What a component on platform `xen` needs of the kernel.
 const MODULES: [&str; 3] = ["xen-evtchn", "xen-gntdev", "xen-gntalloc"];
 
-/// Fido's own module, taken along where it was built: a guest whose arena has one reader does without.
-const OWN_MODULE: &str = "fido_arena";
+/// Taken along where they are: Fido's own module (a guest whose arena has one reader does without), and the drivers of
+/// `vif` and `disk`.
+const OPTIONAL: [&str; 3] = ["fido_arena", "xen-netfront", "xen-blkfront"];
 
 #[derive(Args)]
 pub struct Command {
@@ -111,8 +112,8 @@ impl Command {
         let hint = |error| format!("{error}; name the modules' folder of the guests' kernel with --modules");
         let modules = Modules::find(&folder).map_err(hint)?;
         let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
-        if self.names.is_empty() && modules.has(OWN_MODULE) {
-            names.push(OWN_MODULE);
+        if self.names.is_empty() {
+            names.extend(OPTIONAL.iter().filter(|name| modules.has(name)));
         }
         modules.load_order(&names).map_err(|error| error.to_string())
     }
