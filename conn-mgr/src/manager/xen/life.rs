@@ -86,7 +86,7 @@ impl XenCarrier {
             return self.doom(id);
         }
         match watched.map_err(LayoutError::from).and_then(|()| self.welcome(index)) {
-            Ok(()) => {}
+            Ok(()) => self.pair(index),
             Err(LayoutError::Store(error)) if error.code().is_none() => self.lose_store(&error),
             Err(error) => self.report(id, What::Fault(format!("it cannot be told what it is to be: {error}"))),
         }

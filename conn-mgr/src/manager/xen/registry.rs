@@ -45,6 +45,22 @@ impl XenCarrier {
         failed.map_or(Ok(()), Err)
     }
 
+    /// A guest is there: tells it its only reader, and whose only reader it is. Without the kernel module an arena can
+    /// be granted to one guest only, which has to be known before there is an arena.
+    pub(super) fn pair(&mut self, index: Index) {
+        let read = (0..self.topology.domains).filter(|&owner| self.topology.may_read(index, owner));
+        let owners: Vec<_> = std::iter::once(index).chain(read).collect();
+        for owner in owners {
+            let mut readers = (0..self.topology.domains).filter(|&reader| self.topology.may_read(reader, owner));
+            let (Some(reader), None) = (readers.next(), readers.next()) else { continue };
+            if let (Some((owner, _)), Some((reader, _))) = (self.home_at(owner), self.home_at(reader))
+                && let Some(number) = self.domain(reader)
+            {
+                self.write(owner, ManagerNode::Pair, &number);
+            }
+        }
+    }
+
     fn home_at(&self, index: Index) -> Option<(DomainId, String)> {
         let guest = self.guests.get(index)?.as_ref()?;
         Some((guest.id, guest.place.as_ref()?.path.clone()))

@@ -43,6 +43,9 @@ fn an_appliance_of_guests_comes_up_and_goes_down() {
         bench.wait_for(line);
     }
     assert!(!bench.log().iter().any(|line| line.contains("disk 1 map net")), "a window is one-way");
+    // Only fs reads net; the others have two readers.
+    let pairs = guests.iter().map(|&guest| bench.store(guest).now().read_if_any("fido/pair").unwrap());
+    assert_eq!(pairs.collect::<Vec<_>>(), [Some(guests[1].to_string().into_bytes()), None, None]);
     // What the manager tells one guest, that one cannot change and others cannot read.
     let home = |at: usize| format!("/local/domain/{}", guests[at]);
     let own = bench.store(guests[0]);
@@ -86,6 +89,8 @@ fn a_guest_that_dies_is_told_fenced_and_followed_by_the_next_generation() {
     assert!(manager.wait_until(PATIENCE, again), "{:#?} {:#?}", manager.status(), bench.log());
     manager.wait_ready(PATIENCE).unwrap();
     bench.wait_for("disk 2 bind 2 fs 2");
+    let fs = manager.status().domain("fs").unwrap().guest.unwrap().to_string();
+    assert_eq!(bench.store(net).now().read("fido/pair").unwrap(), fs.as_bytes(), "its reader is another guest now");
     manager.shutdown(PATIENCE).unwrap();
 }
 
