@@ -1,6 +1,6 @@
 //! Whether a Xen guest, or dom0, has what Fido needs, and what to do where it has not.
 //!
-//! [`machine`] is what is looked at, with a real one and, in tests, folders; [`checks`] is what is looked for.
+//! [`machine`] is what is looked at, with a real one and, in tests, folders; `checks` is what is looked for.
 
 mod checks;
 pub mod machine;

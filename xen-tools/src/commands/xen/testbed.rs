@@ -52,7 +52,7 @@ impl Command {
         let say = |line: &str| super::super::say(io::stdout().lock(), &line);
         if self.list {
             for scenario in scenario::ALL {
-                say(&format!("{:10} {}", scenario.name, scenario.about));
+                say(&format!("{:12} {}", scenario.name, scenario.about));
             }
             return ExitCode::SUCCESS;
         }
