@@ -230,10 +230,12 @@ impl OwnArena {
     /// Enters in the header where the heritage lies, in place of any other.
     pub(crate) fn set_heritage(&self, at: u64, len: u64) {
         let header = self.at::<Header>(0);
-        // SYNC: while the place changes there is none; `Peer::heritage` loads the length first, with acquire.
         header.heritage_len.store(0, Ordering::Release);
+        // SYNC: the other side is `Peer::heritage` in the successor, after this domain has died between any two of these
+        // stores: if it finds the new place, the length is 0 or the new one.
         fence(Ordering::SeqCst);
         header.heritage_at.store(at.to_le(), Ordering::Relaxed);
+        // SYNC: pairs with the acquire load in `Peer::heritage`: the place is there before its length.
         header.heritage_len.store(len.to_le(), Ordering::Release);
     }
 
@@ -242,7 +244,8 @@ impl OwnArena {
         let header = self.at::<Header>(0);
         if u64::from_le(header.heritage_at.load(Ordering::Relaxed)) == at {
             header.heritage_len.store(0, Ordering::Release);
-            // SYNC: the memory is used for something else only after this.
+            // SYNC: the other side is `Peer::heritage` in the successor: the memory is used for something else only after
+            // this, so whoever still finds the length finds the heritage.
             fence(Ordering::SeqCst);
         }
     }

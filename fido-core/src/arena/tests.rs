@@ -53,12 +53,23 @@ fn a_wild_directory_is_an_error() {
     let arena = private_arena(1 << 20, &[lane(7, 64)]);
     let peer = Peer::read(arena.window()).unwrap();
     let entry = arena.at::<Entry>(DIRECTORY_AT as u64);
-    for (control, ring, slots) in [(u64::MAX, 8448, 64), (8192, 1 << 20, 64), (8193, 8448, 64), (8192, 8448, 63)] {
-        entry.control.store(control, Ordering::Relaxed);
-        entry.slots.store(ring, Ordering::Relaxed);
-        entry.capacity.store(slots, Ordering::Relaxed);
-        assert!(peer.lane(7, 0).is_err(), "{control} {ring} {slots}");
+    let put = |control: u64, ring: u64, slots: u32| {
+        entry.control.store(control.to_le(), Ordering::Relaxed);
+        entry.slots.store(ring.to_le(), Ordering::Relaxed);
+        entry.capacity.store(slots.to_le(), Ordering::Relaxed);
+        peer.lane(7, 0)
+    };
+    let (control, ring) = (HEADER_BYTES, HEADER_BYTES + CONTROL_BYTES);
+    let (end, over) = (1 << 20, u64::MAX - 63);
+    assert!(put(control, ring, 64).is_ok(), "and with one of these each it is not:");
+    assert!(put(end - CONTROL_BYTES, end - 64 * 64, 64).is_ok(), "up to the last byte");
+    for wild in [end - CONTROL_BYTES + 64, end, over, control + 1, u64::MAX] {
+        assert!(put(wild, ring, 64).is_err(), "control at {wild}");
     }
+    for wild in [end - 64 * 64 + 64, end, over, ring + 1, u64::MAX] {
+        assert!(put(control, wild, 64).is_err(), "ring at {wild}");
+    }
+    assert!(put(control, ring, 63).is_err());
     arena.at::<Header>(0).lanes.store(u32::MAX, Ordering::Relaxed);
     assert!(peer.lane(1234, 0).is_err());
 }

@@ -8,13 +8,17 @@ use crate::ring::{Control, Slot};
 use crate::testing::{TestLink, copy_of, private_arena, store};
 
 /// Where the fields of the header, the directory and the first lane's block are, and some places beside them.
-const PLACES: [u64; 16] = [0, 8, 12, 16, 20, 24, 32, 40, 128, 1024, 1028, 1032, 1040, 1048, 1056, 8184];
+const PLACES: [u64; 18] =
+    [0, 8, 16, 24, 32, 40, 128, 1024, 1032, 1040, 1048, 1056, 8184, 8192, 12288, 12352, 12416, 12480];
+
+/// Header, counters, directory, thread lines and the control lines of the first lane.
+const HEAD_BYTES: u64 = 12288 + 256;
 
 /// A place in the head and what to write there: small, near the arena's length, or anything.
 fn edit(input: &mut Input<'_>) -> (u64, u32) {
     let shape = input.byte();
     let at = if shape & 0x80 == 0 {
-        PLACES[usize::from(shape % 16)] + u64::from(shape >> 4 & 4)
+        PLACES[usize::from(shape) % PLACES.len()] + u64::from(shape >> 4 & 4)
     } else {
         input.word().into()
     };
@@ -24,7 +28,7 @@ fn edit(input: &mut Input<'_>) -> (u64, u32) {
         2 => u32::from(input.byte()) * 64,
         _ => input.word(),
     };
-    ((at % 8192) & !3, value)
+    ((at % HEAD_BYTES) & !3, value)
 }
 
 /// Reading the head of any arena: it is refused, or what is found in it lies inside.

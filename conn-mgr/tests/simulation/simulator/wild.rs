@@ -39,9 +39,10 @@ impl Rogue {
                 "scribbles on its lane".into()
             }
             30..=32 => {
-                let line = place.control + 64 * (random.next() % 3);
-                let near = load(arena, line).wrapping_add(random.below(5) as u32).wrapping_sub(2);
-                store(arena, line, near);
+                // Session, credit, armed, seat, rung.
+                let word = place.control + random.among(&[0, 64, 128, 192, 196]).unwrap_or(0);
+                let near = load(arena, word).wrapping_add(random.below(5) as u32).wrapping_sub(2);
+                store(arena, word, near);
                 "bends a control word".into()
             }
             33..=38 => {
