@@ -41,21 +41,23 @@ fn shapes_and_mutations_are_named() {
     assert!("none".parse::<Mutation>().unwrap_err().contains("never-ring"));
 }
 
-/// A simulator that never fails proves nothing: a rule that is broken on purpose must be found.
-fn is_found(mutation: Mutation) {
+/// A simulator that never fails proves nothing: a rule that is broken on purpose must be found, for that reason if one is
+/// named.
+fn is_found(mutation: Mutation, reason: &str) {
     let failures = (0..MUTANT_SEEDS).filter_map(|seed| {
         let plan = Plan { mutation: Some(mutation), ..Plan::of(seed) };
         simulator::run(plan).err()
     });
     let failure = failures.into_iter().next().unwrap_or_else(|| panic!("{mutation:?} is not found"));
     println!("{failure}");
+    assert!(failure.what.contains(reason), "not by what says {reason:?}: {failure}");
 }
 
 macro_rules! mutations {
-    ($($test:ident: $mutation:ident,)+) => {
+    ($($test:ident: $mutation:ident $(by $reason:literal)?,)+) => {
         $(#[test]
         fn $test() {
-            is_found(Mutation::$mutation);
+            is_found(Mutation::$mutation, concat!($($reason)?));
         })+
 
         #[test]
@@ -75,5 +77,6 @@ mutations! {
     a_bell_that_is_never_rung_is_found: NeverRing,
     a_generation_that_is_not_looked_at_is_found: AnyGeneration,
     a_window_that_is_reported_too_early_is_found: MapLate,
-    a_window_that_outlives_its_fence_is_found: KeepWindow,
+    a_window_that_outlives_its_fence_is_found: KeepWindow by "whose fence is complete",
+    a_fence_that_is_never_passed_is_found: NeverPass by "will never pass the fence",
 }

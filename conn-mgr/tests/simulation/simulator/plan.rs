@@ -79,10 +79,12 @@ pub enum Mutation {
     MapLate,
     /// A window outlives the fence of its owner.
     KeepWindow,
+    /// A survivor never says that it has passed a fence.
+    NeverPass,
 }
 
 impl Mutation {
-    pub const ALL: [(Self, &'static str); 9] = [
+    pub const ALL: [(Self, &'static str); 10] = [
         (Self::PassAtOnce, "pass-at-once"),
         (Self::DeathPasses, "death-passes"),
         (Self::ReturnEarly, "return-early"),
@@ -92,6 +94,7 @@ impl Mutation {
         (Self::AnyGeneration, "any-generation"),
         (Self::MapLate, "map-late"),
         (Self::KeepWindow, "keep-window"),
+        (Self::NeverPass, "never-pass"),
     ];
 }
 
