@@ -405,6 +405,44 @@ fn what_can_never_be_copied_is_an_error_at_once() {
     assert!(matches!(a.send(head(1), payload), Err(SendError::Heap(_))), "more than the whole heap has");
 }
 
+/// Sends pages until the heap is full of their copies. Returns the one for which there is no room.
+fn fill_with_copies(lane: &mut Lane) -> Payload {
+    loop {
+        match lane.send(head(1), bytes(lane.memory(), &[7; 4096])) {
+            Ok(()) => {}
+            Err(SendError::Full(payload)) => return payload,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// A limit of the copying transport, written down in `docs/testing.md`.
+#[test]
+fn two_heaps_full_of_copies_for_each_other_stand_still_until_one_gives_something_up() {
+    let (_link, mut a, mut b) = TestLink::sized(64, Transport::Copying, 128 << 10);
+    let (for_b, for_a) = (fill_with_copies(&mut a), fill_with_copies(&mut b));
+    let loans = (a.loans(), b.loans());
+    assert!(loans.0 > 8 && loans.1 > 8, "{loans:?}");
+    for _ in 0..10 {
+        assert!(a.recv().is_none() && b.recv().is_none(), "nowhere to copy to");
+        a.flush();
+        b.flush();
+    }
+    assert_eq!((a.loans(), b.loans()), loans, "nothing could be taken, so there is nothing to return");
+    drop(for_b);
+    let mut taken = (0, 0);
+    for _ in 0..loans.0 + loans.1 {
+        taken.0 += usize::from(a.recv().is_some());
+        taken.1 += usize::from(b.recv().is_some());
+        a.flush();
+        b.flush();
+    }
+    assert_eq!((a.loans(), b.loans()), (0, 0), "one buffer in one heap sets everything going");
+    assert_eq!(taken, (loans.1, loans.0));
+    drop(for_a);
+    assert_eq!((a.memory().heap().used(), b.memory().heap().used()), (0, 0));
+}
+
 #[test]
 fn a_fenced_peer_is_unmapped_though_nobody_has_traffic() {
     let (link, mut a, mut b) = TestLink::new(8, Transport::Pointer);
