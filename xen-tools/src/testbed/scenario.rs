@@ -18,7 +18,7 @@ pub const ALL: [Scenario; 7] = [
     },
     Scenario {
         name: "costs",
-        about: "windows of up to 384 MiB, and what a window, a mapping, a copy and a bell take, in relation",
+        about: "large windows, and what a window, a mapping, a copy and a bell take, in relation",
     },
     Scenario { name: "conformance", about: "fido-core's suite for platforms between three guests under the manager" },
     Scenario {

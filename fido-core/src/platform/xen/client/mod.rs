@@ -81,6 +81,7 @@ impl XenPlatform {
         nodes.watch().map_err(XenError::from)?;
         let begin = || -> Result<_, XenError> {
             nodes.clear()?;
+            tracing::info!(patience = patience.as_secs(), "waiting for what the manager in dom0 says this domain is");
             if wait(nodes.store(), patience, || Ok(nodes.is_announced()?.then_some(())))?.is_none() {
                 return Ok(None);
             }
