@@ -66,7 +66,9 @@ impl<'a, R> Ring<'a, R> {
 impl<R: Relax> Channel for Ring<'_, R> {
     #[inline]
     fn send(&mut self, message: &Words) -> Result<(), Failure> {
-        if self.bare.tx.push(message) { Ok(()) } else { push_when_room(self.bare, message) }
+        // The slow way gets a copy of its own, so that the message can stay in registers here, as in the other rings: each
+        // store to the stack takes a place in the store buffer, where stores to slots wait for their cache lines.
+        if self.bare.tx.push(message) { Ok(()) } else { push_when_room(self.bare, *message) }
     }
 
     #[inline]
@@ -88,12 +90,12 @@ impl<R: Relax> Channel for Ring<'_, R> {
 }
 
 #[cold]
-fn push_when_room(bare: &mut Bare, message: &Words) -> Result<(), Failure> {
+fn push_when_room(bare: &mut Bare, message: Words) -> Result<(), Failure> {
     spin("room", || {
         let other: *const _ = bare.other();
         // SAFETY: as in `Bare::other`; the borrow checker cannot know that `tx` is another field.
         match bare.tx.refresh(&unsafe { &*other }.credit) {
-            Ok(()) => bare.tx.push(message).then_some(Ok(())),
+            Ok(()) => bare.tx.push(&message).then_some(Ok(())),
             Err(error) => Some(Err(error.into())),
         }
     })?
