@@ -71,8 +71,9 @@ impl Loans {
                 look(end, &payload, number)?;
             }
             drop(payload);
-            // The borrower does not keep the lender waiting for the end of a batch when a loan is much of the heap.
-            if number % BATCH == 0 || self.bytes > 1 << 20 {
+            // Where each loan is a buffer of its own that is much of the heap, the lender is not kept waiting for the end of
+            // a batch.
+            if number % BATCH == 0 || self.touch && self.bytes > 1 << 20 {
                 end.lanes.first_mut().ok_or("no lane")?.flush();
             }
         }
