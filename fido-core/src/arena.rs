@@ -296,13 +296,15 @@ impl OwnArena {
     /// Takes a thread line that nobody has, for [`crate::presence::Seat`]; `None` if all are in use.
     pub(crate) fn take_seat(&self) -> Option<u32> {
         let free = |seats: u64| (seats != u64::MAX).then(|| seats | (seats + 1));
-        let before = self.seats.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).ok()?;
+        // SYNC: pairs with the release in `leave_seat`: what its last holder wrote to the line comes before.
+        let before = self.seats.fetch_update(Ordering::Acquire, Ordering::Relaxed, free).ok()?;
         Some(before.trailing_ones())
     }
 
     /// Gives a thread line back.
     pub(crate) fn leave_seat(&self, seat: u32) {
-        self.seats.fetch_and(!(1 << seat), Ordering::Relaxed);
+        // SYNC: pairs with the acquire in `take_seat`.
+        self.seats.fetch_and(!(1 << seat), Ordering::Release);
     }
 
     /// A thread line, for the thread that has taken it.

@@ -10,6 +10,9 @@ use std::sync::Arc;
 
 use rustix::event::EventfdFlags;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::io::Errno;
+
+use crate::wait::WakeId;
 
 /// Rings a bell.
 pub trait Ringer: Send + Sync + std::fmt::Debug {
@@ -30,6 +33,7 @@ pub trait Wire: AsFd + Send + Sync + std::fmt::Debug {
 pub struct Bell {
     event: OwnedFd,
     wired: Option<Wired>,
+    id: WakeId,
 }
 
 /// A wire, and the epoll set that makes one descriptor of it and the eventfd.
@@ -46,7 +50,7 @@ impl Bell {
     /// The kernel's, if there is no descriptor left.
     pub fn new() -> io::Result<Self> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        Ok(Self { event: rustix::event::eventfd(0, flags)?, wired: None })
+        Ok(Self::from_fd(rustix::event::eventfd(0, flags)?))
     }
 
     /// A new bell that `wire` rings as well.
@@ -64,7 +68,18 @@ impl Bell {
 
     /// A bell over an eventfd that somebody else has made.
     pub fn from_fd(fd: OwnedFd) -> Self {
-        Self { event: fd, wired: None }
+        Self { event: fd, wired: None, id: WakeId::unique() }
+    }
+
+    /// The eventfd alone.
+    #[cfg(test)]
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.event
+    }
+
+    /// For [`crate::wait::Source::wake_id`], if the bell's is the source's wake descriptor.
+    pub fn id(&self) -> WakeId {
+        self.id
     }
 
     /// Another handle of the same bell, for a peer in this machine: what rings its eventfd.
@@ -100,8 +115,14 @@ impl AsFd for Bell {
 
 impl Ringer for Bell {
     fn ring(&self) {
-        // The only failure is a count at its maximum, and then the bell is ringing already.
-        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        let ring = || rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        if ring() == Err(Errno::AGAIN) {
+            // The count is at its maximum, as whoever shares the bell can set it. Who sleeps edge-triggered has heard
+            // that long ago, and only what changes the count wakes him. If it is full again after it was taken, somebody
+            // else has rung in between.
+            let _ = rustix::io::read(&self.event, &mut [0; 8]);
+            let _ = ring();
+        }
     }
 }
 
@@ -180,5 +201,22 @@ mod tests {
         assert!(!is_ready(bell.as_fd()));
         bell.share().unwrap().ring();
         assert!(is_ready(bell.as_fd()));
+    }
+
+    #[test]
+    fn a_bell_rings_whatever_its_count_is() {
+        // The largest count that an eventfd takes, and one below it.
+        for count in [u64::MAX - 2, u64::MAX - 1] {
+            let bell = Bell::new().unwrap();
+            let set = epoll::create(CreateFlags::CLOEXEC).unwrap();
+            epoll::add(&set, bell.as_fd(), EventData::new_u64(0), EventFlags::IN | EventFlags::ET).unwrap();
+            rustix::io::write(&bell.share().unwrap().event, &count.to_ne_bytes()).unwrap();
+            assert!(edge(&set) && !edge(&set));
+            for _ in 0..3 {
+                bell.ring();
+                assert!(edge(&set) && !edge(&set), "heard, at a count of {count}");
+                assert!(is_ready(bell.as_fd()), "and by who looks at the level");
+            }
+        }
     }
 }

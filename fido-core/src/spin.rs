@@ -131,15 +131,20 @@ impl Spin {
         }
     }
 
+    /// Whether spinning is possible at all: there is a second processor.
+    pub fn may_spin(&self) -> bool {
+        self.allowed
+    }
+
     /// Whether the first few looks of a wait may be made without asking anything: no clock, no [`Spin::begin`].
     pub fn glances(&self) -> bool {
         self.present_way() == Way::Spin
     }
 
-    /// Work came within these first looks.
-    pub fn glimpsed(&mut self) {
+    /// Work came within these first looks. The clock is asked in trials only.
+    pub fn glimpsed(&mut self, now: impl FnOnce() -> u64) {
         if self.trial.is_some() {
-            self.waited(0, 0, false, self.wait.began);
+            self.waited(0, 0, false, now());
         } else {
             self.spun = self.spun.map(|mean| mean - mean.div_ceil(MEMORY));
             self.waits = (self.waits + 1).min(TRIAL);

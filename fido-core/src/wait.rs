@@ -18,6 +18,13 @@ pub trait Source {
     /// as long as the source lives.
     fn wake_fd(&self) -> BorrowedFd<'_>;
 
+    /// What tells the wake descriptor from all others that this process ever has, if the source knows. A descriptor's
+    /// number does not: when it is closed, the next one gets it. Of a source that does not know, the kernel is asked
+    /// before each sleep.
+    fn wake_id(&self) -> Option<WakeId> {
+        None
+    }
+
     /// Whether the wake descriptor is an eventfd that is watched edge-triggered, so that nobody has to reset it.
     fn edge_triggered(&self) -> bool {
         false
@@ -39,6 +46,18 @@ pub trait Source {
     /// no thread of a domain feeds.
     fn meet(&mut self, _seat: Option<u32>) -> Option<PeerView> {
         None
+    }
+}
+
+/// A number that no two wake descriptors of this process share, ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WakeId(u64);
+
+impl WakeId {
+    /// A number that nobody else has.
+    pub(crate) fn unique() -> Self {
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
     }
 }
 

@@ -14,7 +14,7 @@ use fido_core::lane::{Change, Lane, SendError};
 use fido_core::memory::Memory;
 use fido_core::message::Head;
 use fido_core::payload::Payload;
-use fido_core::wait::{PeerView, Source};
+use fido_core::wait::{PeerView, Source, WakeId};
 
 /// Bytes of an Ethernet header.
 pub const HEADER_BYTES: usize = 14;
@@ -192,6 +192,10 @@ impl FrameLink {
 impl Source for FrameLink {
     fn wake_fd(&self) -> BorrowedFd<'_> {
         self.lane.wake_fd()
+    }
+
+    fn wake_id(&self) -> Option<WakeId> {
+        self.lane.wake_id()
     }
 
     fn edge_triggered(&self) -> bool {

@@ -28,7 +28,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::bell::{Bell, Ringer};
-use crate::wait::Source;
+use crate::wait::{Source, WakeId};
 use crate::waiter::Waiter;
 
 /// The most threads of one crew.
@@ -325,6 +325,10 @@ struct DoorSource(Arc<Door>);
 impl Source for DoorSource {
     fn wake_fd(&self) -> BorrowedFd<'_> {
         self.0.bell.as_fd()
+    }
+
+    fn wake_id(&self) -> Option<WakeId> {
+        Some(self.0.bell.id())
     }
 
     fn edge_triggered(&self) -> bool {

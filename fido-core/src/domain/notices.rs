@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::addr::DomainId;
 use crate::bell::{Bell, Ringer};
-use crate::wait::Source;
+use crate::wait::{Source, WakeId};
 
 /// What a component is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +84,10 @@ impl Notices {
 impl Source for Notices {
     fn wake_fd(&self) -> BorrowedFd<'_> {
         self.0.bell.as_fd()
+    }
+
+    fn wake_id(&self) -> Option<WakeId> {
+        Some(self.0.bell.id())
     }
 
     fn edge_triggered(&self) -> bool {

@@ -33,7 +33,7 @@ use crate::heap::HeapError;
 use crate::memory::{CopyError, Memory};
 use crate::message::{self, Head, KIND_RESERVED};
 use crate::payload::{MAX_SEGMENTS, Payload};
-use crate::wait::{PeerView, Source};
+use crate::wait::{PeerView, Source, WakeId};
 use crate::window::AddressError;
 use loan::{Estate, Returns};
 pub use loan::{MAX_LOANS, PassFence, UnknownLoan};
@@ -340,6 +340,10 @@ impl Source for Lane {
     fn wake_fd(&self) -> BorrowedFd<'_> {
         let bell: &Bell = self.setup.mailbox.bell();
         bell.as_fd()
+    }
+
+    fn wake_id(&self) -> Option<WakeId> {
+        Some(self.setup.mailbox.bell().id())
     }
 
     fn edge_triggered(&self) -> bool {

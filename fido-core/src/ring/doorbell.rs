@@ -47,6 +47,8 @@ pub struct Waker {
 impl Waker {
     /// Whether the peer has to be rung for what has just been published: messages, or only credit. Fences first.
     pub fn must_ring(&mut self, peer: &Line, only_credit: bool) -> bool {
+        // SYNC: pairs with the fence in `wait::arm_and_look`: either what the sleeper has armed is seen below, or what was
+        // published before this is seen by its last look.
         fence(Ordering::SeqCst);
         let armed = peer.0.load(Ordering::Relaxed);
         let asleep = if only_credit { armed & WANTS_CREDIT != 0 } else { armed & ASLEEP != 0 };

@@ -29,7 +29,7 @@ use fido_core::lane::{Change, Lane, SendError};
 use fido_core::memory::{CopyError, Memory};
 use fido_core::message::Head;
 use fido_core::payload::Payload;
-use fido_core::wait::{PeerView, Source};
+use fido_core::wait::{PeerView, Source, WakeId};
 use fido_core::waiter::Waiter;
 
 use super::codec::{self, Answer, CodecError, Failure, Request, VERSION};
@@ -337,6 +337,10 @@ impl BlockQueue for LinkQueue {
 impl Source for LinkQueue {
     fn wake_fd(&self) -> BorrowedFd<'_> {
         self.lane.wake_fd()
+    }
+
+    fn wake_id(&self) -> Option<WakeId> {
+        self.lane.wake_id()
     }
 
     fn edge_triggered(&self) -> bool {

@@ -14,7 +14,7 @@ use std::os::fd::BorrowedFd;
 use fido_core::lane::{Change, Lane};
 use fido_core::message::Head;
 use fido_core::payload::{MAX_SEGMENTS, Payload};
-use fido_core::wait::{PeerView, Source};
+use fido_core::wait::{PeerView, Source, WakeId};
 
 use super::codec::{Command, Name, Report, next_message, send_next};
 use super::slab::Slab;
@@ -242,6 +242,10 @@ impl LinkPort {
 impl Source for LinkPort {
     fn wake_fd(&self) -> BorrowedFd<'_> {
         self.lane.wake_fd()
+    }
+
+    fn wake_id(&self) -> Option<WakeId> {
+        self.lane.wake_id()
     }
 
     fn edge_triggered(&self) -> bool {
