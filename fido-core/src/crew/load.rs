@@ -5,6 +5,8 @@
 //! fares; several windows in a row have to say the same before anything is changed, more of them for giving up a thread
 //! than for taking one on. A thread that has had no work for long has next to nothing to do.
 
+use std::time::Duration;
+
 /// Rounds after which a thread is judged.
 const WINDOW: u32 = 256;
 /// Windows in a row that make a thread saturated, and one that is not needed.
@@ -85,6 +87,26 @@ pub fn one(work: &[u32]) -> Vec<usize> {
     let all: u32 = work.iter().sum();
     let fits = (0..work.len()).filter(|index| work[*index] > 0 && 2 * work[*index] <= all);
     fits.max_by_key(|index| work[*index]).into_iter().collect()
+}
+
+/// For how long a thread has had no work, over however many waits: one that spins makes many short ones.
+#[derive(Debug, Default)]
+pub struct Idleness {
+    /// When the first of the rounds without work was that have followed the last one with work.
+    since: Option<u64>,
+}
+
+impl Idleness {
+    /// Counts anew.
+    pub fn reset(&mut self) {
+        self.since = None;
+    }
+
+    /// A round at `now`, in nanoseconds, found no work: how much longer it takes to a lull of the given length.
+    pub fn until(&mut self, now: u64, lull: Duration) -> Duration {
+        let idle = now.saturating_sub(*self.since.get_or_insert(now));
+        lull.saturating_sub(Duration::from_nanos(idle))
+    }
 }
 
 /// The recent rounds of one thread.
@@ -197,6 +219,19 @@ mod tests {
             load.round(true, std::iter::once(&mut work));
         }
         assert_eq!(work.last(), WINDOW / 4);
+    }
+
+    #[test]
+    fn a_lull_is_counted_over_many_short_waits() {
+        let (mut idleness, lull) = (Idleness::default(), Duration::from_nanos(1000));
+        for turn in [7, 100_000] {
+            for wait in 0..100 {
+                assert_eq!(idleness.until(turn + wait * 10, lull), Duration::from_nanos(1000 - wait * 10));
+            }
+            assert_eq!(idleness.until(turn + 1000, lull), Duration::ZERO);
+            assert_eq!(idleness.until(turn + 2000, lull), Duration::ZERO, "one past it");
+            idleness.reset();
+        }
     }
 
     #[test]

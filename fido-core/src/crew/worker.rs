@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::load::{self, LIGHT, Load, Verdict, WHOLE, Work};
+use super::load::{self, Idleness, LIGHT, Load, Verdict, WHOLE, Work};
 use super::{Board, Door, DoorSource, Job, Place, Shared};
 use crate::bell::Bell;
 use crate::wait::Source;
@@ -29,9 +29,8 @@ pub(super) struct Worker<J: Job + 'static> {
     load: Load,
     /// The last round found nothing.
     idle: bool,
-    /// When the first of the rounds without work was that have followed the last one with work. Only threads that may
-    /// be let go ask the clock.
-    idle_since: Option<u64>,
+    /// Only threads that may be let go ask the clock for it.
+    idleness: Idleness,
 }
 
 /// Has a thread serve `jobs`: one that was let go, or a new one in a free place. Gives the jobs back if there is none, or
@@ -66,7 +65,7 @@ pub(super) fn take_on<J: Job + 'static>(
     let mine = shared.clone();
     let thread = std::thread::Builder::new().name(format!("fido-crew-{place}")).spawn(move || {
         let (charges, load) = (Vec::new(), Load::default());
-        Worker { shared: mine, place, door, waiter, charges, load, idle: false, idle_since: None }.serve();
+        Worker { shared: mine, place, door, waiter, charges, load, idle: false, idleness: Idleness::default() }.serve();
     });
     match thread {
         Ok(thread) => {
@@ -115,7 +114,7 @@ impl<J: Job + 'static> Worker<J> {
         self.idle = !busy;
         if busy {
             self.waiter.busy();
-            self.idle_since = None;
+            self.idleness.reset();
         } else {
             match self.patience() {
                 Some(Duration::ZERO) => verdict = self.load.lull(),
@@ -130,7 +129,7 @@ impl<J: Job + 'static> Worker<J> {
                 if self.leave() {
                     self.stand_by();
                 }
-                self.idle_since = None;
+                self.idleness.reset();
             }
         }
         true
@@ -162,11 +161,7 @@ impl<J: Job + 'static> Worker<J> {
     /// over however many waits.
     fn patience(&mut self) -> Option<Duration> {
         let limits = &self.shared.limits;
-        (self.place >= limits.least).then(|| {
-            let now = crate::clock::now();
-            let idle = now - *self.idle_since.get_or_insert(now);
-            limits.lull.saturating_sub(Duration::from_nanos(idle))
-        })
+        (self.place >= limits.least).then(|| self.idleness.until(crate::clock::now(), limits.lull))
     }
 
     /// Waits, at most for `patience`.
