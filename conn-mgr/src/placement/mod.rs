@@ -18,9 +18,10 @@ pub mod search;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
-use fido_core::topology::{Distance, Matrix, Topology, allowed, list, store};
+use fido_core::topology::{Distance, Matrix, Origin, Topology, allowed, list, store};
 use serde::Serialize;
 
 use crate::manifest::{Cpus, Manifest, Platform};
@@ -100,7 +101,7 @@ pub struct PlannedLink {
     pub name: String,
     /// The farthest distance between its ends.
     pub distance: Distance,
-    /// The mean cost of a hand-over between its ends in nanoseconds, if it was measured.
+    /// The mean cost of a hand-over between its ends in nanoseconds, if each of them was measured.
     pub ns: Option<u64>,
 }
 
@@ -159,9 +160,11 @@ impl fmt::Display for Plan {
     }
 }
 
-/// The plan for a manifest on a machine, by a matrix that holds all its allowed processors or else by distances.
-pub fn plan(manifest: &Manifest, topology: &Topology, matrix: Option<&Matrix>) -> Plan {
+/// The plan for a manifest on a machine, by a matrix that holds all its allowed processors or else by distances. A matrix
+/// in which nothing between them was measured says no more than the distances: it is not used.
+pub fn plan(manifest: &Manifest, topology: &Topology, kept: Option<&Matrix>) -> Plan {
     let cpus = &topology.allowed;
+    let matrix = kept.filter(|matrix| holds_measurements(matrix, cpus));
     let problem = problem(manifest, topology, matrix);
     let solution = search::solve(&problem);
     let place = |(domain, places): (&crate::manifest::Domain, &Option<Vec<usize>>)| match (&domain.cpus, places) {
@@ -173,9 +176,14 @@ pub fn plan(manifest: &Manifest, topology: &Topology, matrix: Option<&Matrix>) -
     let places: Vec<Place> = manifest.domains.iter().zip(&solution.places).map(place).collect();
     let basis = if matrix.is_some() { Basis::Measured } else { Basis::Topology };
     let mut remarks = Vec::new();
+    if kept.is_some() && matrix.is_none() && cpus.len() > 1 {
+        remarks.push("nothing in the kept matrix was measured between these processors: it is not used".into());
+    }
+    // The manifest may give away processors that are not allowed here.
+    let given: BTreeSet<&u32> = places.iter().flat_map(Place::cpus).collect();
+    let free = cpus.iter().filter(|cpu| !given.contains(cpu)).count();
     for (domain, _) in manifest.domains.iter().zip(&places).filter(|(_, place)| **place == Place::LeftOver) {
         let Cpus::Auto(count) = domain.cpus else { continue };
-        let free = cpus.len() - places.iter().flat_map(Place::cpus).collect::<std::collections::BTreeSet<_>>().len();
         remarks.push(format!(
             "domain `{}` wants {count} of its own and {free} of the {} processors are left: it is not pinned",
             domain.name,
@@ -187,6 +195,12 @@ pub fn plan(manifest: &Manifest, topology: &Topology, matrix: Option<&Matrix>) -
     }
     let links = planned_links(manifest, &places, topology, matrix);
     Plan { places, basis, remarks, links }
+}
+
+fn holds_measurements(matrix: &Matrix, cpus: &[u32]) -> bool {
+    let is_of_these = |cpu: u32| cpus.binary_search(&cpu).is_ok();
+    let mut measured = matrix.pairs().filter(|(_, hand_over)| hand_over.origin == Origin::Measured);
+    measured.any(|((from, to), _)| is_of_these(from) && is_of_these(to))
 }
 
 /// The manifest and the machine in numbers.
@@ -235,8 +249,12 @@ fn planned_links(
         let pairs: Vec<(u32, u32)> = a.cpus().iter().flat_map(|&a| b.cpus().iter().map(move |&b| (a, b))).collect();
         let Some(distance) = pairs.iter().map(|&(a, b)| topology.distance(a, b)).max() else { continue };
         let tenths: u64 = pairs.iter().map(|&(a, b)| cost(topology, matrix, a, b)).sum();
+        let is_measured = |from, to| {
+            matrix.and_then(|matrix| matrix.get(from, to)).is_some_and(|cell| cell.origin == Origin::Measured)
+        };
+        let all_measured = pairs.iter().all(|&(a, b)| is_measured(a, b) && is_measured(b, a));
         // There and back, in tenths.
-        let ns = matrix.map(|_| tenths / pairs.len() as u64 / 20);
+        let ns = all_measured.then(|| tenths / pairs.len() as u64 / 20);
         links.push(PlannedLink { name: link.name.clone(), distance, ns });
     }
     links

@@ -12,8 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 const UNIT: u64 = 5040;
 /// Costs above this count as this: so sums stay far from the limit of their type.
 pub const MAX_COST: u64 = 10_000_000;
-/// Candidates that branch and bound looks at, and that the exchanges look at, before they make do.
-const MAX_WORK: usize = 2_000_000;
+/// What branch and bound, the greedy starts and the exchanges may each cost before they make do: candidates, and the pairs
+/// of slots that are looked at for each.
+const MAX_WORK: usize = 4_000_000;
 /// Places for the first slot from which a greedy solution is tried.
 const MAX_STARTS: usize = 32;
 
@@ -254,8 +255,15 @@ impl<'a> Search<'a> {
         (0..self.free.len()).filter(|&place| self.free[place]).collect()
     }
 
-    /// From several places for the first slot: each next slot where it costs least, then exchanges.
+    /// What it takes to weigh a slot at one place.
+    fn effort(&self, slot: usize) -> usize {
+        1 + self.slots.pairs[slot].len()
+    }
+
+    /// From several places for the first slot: each next slot where it costs least, then exchanges. The first start is
+    /// always finished: who comes when the work is used up gets the first place, on an idle core if there is one.
     fn greedy(&mut self, starts: usize) {
+        let mut work = MAX_WORK;
         if self.at.is_empty() {
             return;
         }
@@ -264,13 +272,21 @@ impl<'a> Search<'a> {
         for &start in places.iter().step_by(step).take(starts) {
             self.put(0, start);
             for slot in 1..self.at.len() {
-                let weigh = |&place: &usize| (self.used[self.problem.cores[place]] > 0, self.cost(slot, place), place);
-                let Some(place) = self.free_places().into_iter().min_by_key(weigh) else { break };
+                let places = self.free_places();
+                let effort = places.len() * self.effort(slot);
+                let is_affordable = effort <= work;
+                work -= effort.min(work);
+                let cost = |place| if is_affordable { self.cost(slot, place) } else { 0 };
+                let weigh = |&place: &usize| (self.used[self.problem.cores[place]] > 0, cost(place), place);
+                let Some(place) = places.into_iter().min_by_key(weigh) else { break };
                 self.put(slot, place);
             }
             self.exchange();
             self.keep_if_better();
             (0..self.at.len()).for_each(|slot| self.take(slot));
+            if work == 0 {
+                break;
+            }
         }
     }
 
@@ -282,11 +298,13 @@ impl<'a> Search<'a> {
             improved = false;
             for slot in 0..self.at.len() {
                 let places = self.free_places();
-                let others = self.at.len() - slot - 1;
-                if work < places.len() + others {
+                let exchanges = slot + 1..self.at.len();
+                let effort = places.len() * self.effort(slot)
+                    + exchanges.map(|other| self.effort(slot) + self.effort(other)).sum::<usize>();
+                if work < effort {
                     return;
                 }
-                work -= places.len() + others;
+                work -= effort;
                 for place in places {
                     improved |= self.try_move(slot, place);
                 }
@@ -336,7 +354,7 @@ impl<'a> Search<'a> {
             return;
         }
         for place in self.free_places() {
-            self.work += 1;
+            self.work += self.effort(slot);
             if self.work > MAX_WORK {
                 self.exhausted = true;
                 return;

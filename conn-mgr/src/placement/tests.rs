@@ -103,6 +103,31 @@ fn the_measured_matrix_decides_where_there_is_one() {
 }
 
 #[test]
+fn a_matrix_without_a_measurement_is_not_called_measured() {
+    let topology = machine(4, 1, 4, 4);
+    let measured = matrix(&topology, |a, b| f64::from(a + b) * 10.0);
+    let but = |origin: Origin, except: Option<(u32, u32)>| {
+        let origin = |pair| if Some(pair) == except { Origin::Measured } else { origin };
+        let cells = measured.pairs().map(|(pair, cell)| (pair, HandOver { origin: origin(pair), ..*cell }));
+        Matrix::new(topology.allowed.clone(), cells).unwrap()
+    };
+    for origin in [Origin::Nominal, Origin::Estimated] {
+        let plan_of = plan(&nas(), &topology, Some(&but(origin, None)));
+        let by_topology = plan(&nas(), &topology, None);
+        assert_eq!((plan_of.basis, &plan_of.places), (Basis::Topology, &by_topology.places));
+        assert_eq!(plan_of.links, by_topology.links);
+        assert!(plan_of.to_string().contains("nothing in the kept matrix was measured"), "{plan_of}");
+    }
+    // One is enough to rest on, but an estimate is not shown as measured.
+    let one = plan(&nas(), &topology, Some(&but(Origin::Estimated, Some((0, 1)))));
+    assert!(one.basis == Basis::Measured && one.remarks.is_empty(), "{one}");
+    assert!(one.links.iter().all(|link| link.ns.is_none()), "{one}");
+    // Nor does one count that is not between processors that may be used.
+    let fewer = Topology { allowed: vec![1, 2, 3], ..topology.clone() };
+    assert_eq!(plan(&nas(), &fewer, Some(&but(Origin::Estimated, Some((0, 1))))).basis, Basis::Topology);
+}
+
+#[test]
 fn the_heavier_link_gets_the_nearer_pair() {
     let topology = machine(4, 1, 4, 4);
     let near = |a: u32, b: u32| if (a.min(b), a.max(b)) == (2, 3) { 20.0 } else { 100.0 };
@@ -155,6 +180,10 @@ fn who_is_left_over_is_not_pinned_and_it_is_said() {
     assert_eq!(plan(&all, &topology, None).places, [Place::Chosen(vec![0, 1])]);
     let taken = appliance(&[("given", Cpus::List(vec![0])), ("big", Cpus::Auto(2))], &[]);
     assert_eq!(plan(&taken, &topology, None).places[1], Place::LeftOver);
+    // Processors that are given away and not allowed here leave no fewer.
+    let elsewhere = appliance(&[("given", Cpus::List(vec![1, 5, 6, 7])), ("big", Cpus::Auto(2))], &[]);
+    let plan2 = plan(&elsewhere, &topology, None);
+    assert!(plan2.places[1] == Place::LeftOver && plan2.remarks[0].contains("1 of the 2 processors"), "{plan2}");
 }
 
 #[test]
@@ -198,6 +227,17 @@ fn a_large_appliance_on_a_large_machine_is_placed_with_bounded_work() {
         })
         .sum();
     assert!(planned < obvious, "{planned} against {obvious}");
+}
+
+#[test]
+fn a_domain_of_very_many_processors_is_placed_with_bounded_work() {
+    // Each processor of the domain weighs with each other one: 125,000 pairs.
+    let topology = machine(512, 1, 8, 256);
+    let manifest = appliance(&[("all", Cpus::Auto(500)), ("one", AUTO)], &[("all", "one", 1)]);
+    let plan = plan(&manifest, &topology, None);
+    let cpus: BTreeSet<u32> = chosen(&plan).concat().into_iter().collect();
+    assert_eq!(cpus.len(), 501);
+    assert!(plan.remarks.iter().any(|remark| remark.contains("too many possibilities")), "{plan}");
 }
 
 /// The best of all arrangements, by trying every one; without any of the search's arithmetic.

@@ -70,12 +70,14 @@ pub fn format(cpus: &[u32]) -> String {
     let mut text = String::new();
     let mut at = 0;
     while let Some(&first) = cpus.get(at) {
-        let run = cpus[at..].iter().zip(first..).take_while(|(cpu, expected)| **cpu == *expected).count();
+        // Wider than the numbers, so that the one expected after the largest exists.
+        let expected = u64::from(first)..;
+        let run = cpus[at..].iter().zip(expected).take_while(|(cpu, expected)| u64::from(**cpu) == *expected).count();
         let comma = if text.is_empty() { "" } else { "," };
         // Writing to a string does not fail.
         let _ = match run {
             1 => write!(text, "{comma}{first}"),
-            _ => write!(text, "{comma}{first}-{}", first + (run as u32 - 1)),
+            _ => write!(text, "{comma}{first}-{}", cpus[at + run - 1]),
         };
         at += run;
     }
@@ -102,6 +104,12 @@ mod tests {
             assert_eq!(parse(text).unwrap(), cpus, "{text:?}");
             assert_eq!(format(&cpus), again);
         }
+    }
+
+    #[test]
+    fn the_largest_numbers_are_written() {
+        assert_eq!(format(&[u32::MAX]), "4294967295");
+        assert_eq!(format(&[7, u32::MAX - 1, u32::MAX]), "7,4294967294-4294967295");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use fido_bench::Failure;
 use fido_bench::machine::Machine;
 use fido_bench::plot;
 use fido_core::topology::measure::{Effort, measure};
-use fido_core::topology::{Matrix, Topology, store};
+use fido_core::topology::{Matrix, Origin, Topology, store};
 use serde::Serialize;
 
 use crate::topology::{Absences, HandOvers, Kinds, Processors, heat_map};
@@ -29,7 +29,7 @@ pub struct Command {
     /// Draws the matrix as a heat map.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// Keeps the matrix, for `cpus = "auto"` in manifests, in the user's cache directory.
+    /// Keeps the matrix, for `cpus = "auto"` in manifests, in the user's cache directory; an error if nothing was measured.
     #[arg(long)]
     save: bool,
 }
@@ -68,7 +68,13 @@ impl Command {
             plot::write(file, &heat_map(matrix.as_ref().ok_or(alone)?, &topology, &machine).svg()?)?;
         }
         if self.save {
-            let file = store::save(&store::directory()?, &topology, matrix.as_ref().ok_or(alone)?)?;
+            let matrix = matrix.as_ref().ok_or(alone)?;
+            if matrix.count(Origin::Measured) == 0 {
+                return Err(
+                    "nothing is kept: no hand-over could be measured in the time, the processors were busy".into()
+                );
+            }
+            let file = store::save(&store::directory()?, &topology, matrix)?;
             super::say(io::stderr().lock(), &format_args!("kept in {}", file.display()));
         }
         Ok(())

@@ -248,7 +248,7 @@ impl Carrier for HostCarrier {
 
     fn urge(&mut self, id: DomainId) {
         if let Some(incarnation) = self.of(id) {
-            tracing::warn!(domain = %id, "sending SIGTERM");
+            tracing::debug!(domain = %id, "sending SIGTERM");
             incarnation.process.signal(Signal::TERM);
         }
     }
