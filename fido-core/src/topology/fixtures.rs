@@ -1,11 +1,20 @@
 //! Trees like those of real machines, for tests.
 
+use std::fs::File;
 use std::path::Path;
 
 use tempfile::TempDir;
 
 /// A tree in a temporary directory.
 pub(super) struct Tree(TempDir);
+
+/// What is in a file.
+#[derive(Clone, Copy)]
+pub(super) enum Text<'a> {
+    Of(&'a str),
+    /// So many zero bytes.
+    Zeros(u64),
+}
 
 /// What a machine of equal packages is like.
 pub(super) struct Shape {
@@ -78,6 +87,26 @@ impl Tree {
         let written = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(&path, text));
         written.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         self
+    }
+
+    /// Has a file say something else, or nothing for so many bytes, while `look` looks.
+    pub(super) fn with<T>(&self, name: &str, text: Text<'_>, look: impl FnOnce() -> T) -> T {
+        let path = self.root().join(name);
+        let before = std::fs::read(&path).ok();
+        match text {
+            Text::Of(text) => _ = self.file(name, text),
+            // Nothing of it is on the device.
+            Text::Zeros(bytes) => File::create(&path)
+                .and_then(|file| file.set_len(bytes))
+                .unwrap_or_else(|error| panic!("{}: {error}", path.display())),
+        }
+        let seen = look();
+        let restored = match before {
+            Some(before) => std::fs::write(&path, before),
+            None => std::fs::remove_file(&path),
+        };
+        restored.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        seen
     }
 
     pub(super) fn cpu(&self, cpu: u32, name: &str, text: &str) -> &Self {

@@ -16,7 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{Distance, HandOver, Matrix, Origin, Topology};
@@ -204,11 +204,11 @@ fn measure_pair(lines: &Lines, from: u32, to: u32, effort: Effort) -> Result<Opt
     let (writes, reads) = std::thread::scope(|scope| {
         let (turn, name) = (&turn, |what| std::thread::Builder::new().name(format!("{what} {from}-{to}")));
         let writer = name("write").spawn_scoped(scope, move || {
-            pin(from)?;
+            turn.bind(from)?;
             Ok(turn.take_turns(0, rounds, deadline, || lines.walk(write)))
         });
         let reader = name("read").spawn_scoped(scope, move || {
-            pin(to)?;
+            turn.bind(to)?;
             Ok(turn.take_turns(1, rounds, deadline, || lines.walk(read)))
         });
         let join = |thread: io::Result<std::thread::ScopedJoinHandle<'_, Result<Vec<f64>, MeasureError>>>| {
@@ -246,9 +246,19 @@ fn summarize(writes: &[f64], reads: &[f64]) -> Option<HandOver> {
 /// Whose turn it is: even for the writer, odd for the reader.
 #[derive(Default)]
 #[repr(align(128))]
-struct Turn(AtomicU32);
+struct Turn {
+    of: AtomicU32,
+    /// One of the two could not begin: the other need not wait.
+    is_off: AtomicBool,
+}
 
 impl Turn {
+    /// Binds the calling thread to a processor, or calls everything off.
+    fn bind(&self, cpu: u32) -> Result<(), MeasureError> {
+        // Nothing else is handed over with it.
+        pin(cpu).inspect_err(|_| self.is_off.store(true, Ordering::Relaxed))
+    }
+
     /// Does one's part in each round; what each took. Ends early when the time is up.
     fn take_turns(&self, parity: u32, rounds: u32, deadline: Instant, part: impl Fn() -> f64) -> Vec<f64> {
         let mut took = Vec::with_capacity(rounds as usize);
@@ -258,7 +268,7 @@ impl Turn {
             }
             took.push(part());
             // SYNC: with the load in `wait` of the other: it sees all that was done in this turn.
-            self.0.store(2 * round + parity + 1, Ordering::Release);
+            self.of.store(2 * round + parity + 1, Ordering::Release);
         }
         took
     }
@@ -266,13 +276,13 @@ impl Turn {
     fn wait(&self, mine: u32, deadline: Instant) -> bool {
         let mut looks = 0u32;
         // SYNC: with the store in `take_turns` of the other.
-        while self.0.load(Ordering::Acquire) != mine {
+        while self.of.load(Ordering::Acquire) != mine {
             looks += 1;
             std::hint::spin_loop();
             if looks.is_multiple_of(1 << 12) {
                 // Somebody else may need this processor, the other one of the pair included.
                 std::thread::yield_now();
-                if Instant::now() > deadline {
+                if self.is_off.load(Ordering::Relaxed) || Instant::now() > deadline {
                     return false;
                 }
             }
