@@ -1,16 +1,19 @@
 //! `fido bench ring`, from outside.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use std::io::Read;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+mod support;
 
-/// The benchmark spins on both cores: one at a time.
+use std::process::{Command, Output};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::process::{Pid, Signal, kill_process};
+use support::Running;
+
+/// The benchmark spins on both cores: one at a time. (Binaries are kept apart in `.config/nextest.toml`.)
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn fido(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_fido")).args(arguments).output().unwrap()
+    support::output(Command::new(env!("CARGO_BIN_EXE_fido")).args(arguments))
 }
 
 #[test]
@@ -39,46 +42,23 @@ fn every_table_of_the_ring_benchmark_is_filled() {
 #[test]
 fn a_side_that_dies_ends_the_benchmark() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    struct Lead(Child);
-    impl Drop for Lead {
-        fn drop(&mut self) {
-            // A test that fails leaves nobody behind.
-            let _ = self.0.kill();
-        }
-    }
-    let mut lead = Lead(
-        Command::new(env!("CARGO_BIN_EXE_fido"))
-            .args(["bench", "ring", "--only", "trip", "--rounds", "100000"])
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap(),
-    );
-    let children = format!("/proc/{0}/task/{0}/children", lead.0.id());
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let other = loop {
-        assert!(Instant::now() < deadline, "no other side is started");
-        let children = std::fs::read_to_string(&children).unwrap_or_default();
+    // More rounds than anybody waits for.
+    let arguments = ["bench", "ring", "--only", "trip", "--rounds", "100000"];
+    let mut lead = Running::start(Command::new(env!("CARGO_BIN_EXE_fido")).args(arguments));
+    // Said when both sides have met and the first question is asked.
+    lead.wait_for("the first question", |lead| lead.err().contains("trip ...").then_some(()));
+    let other = lead.wait_for("the other side", |lead| {
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", lead.pid())).unwrap_or_default();
         // It has others for a moment, such as the one that asks for the commit.
         let is_other_side = |child: &&str| {
             std::fs::read_to_string(format!("/proc/{child}/cmdline")).is_ok_and(|line| line.contains("other-side"))
         };
-        if let Some(child) = children.split_whitespace().find(is_other_side) {
-            break child.to_owned();
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
-    std::thread::sleep(Duration::from_millis(300));
-    assert!(Command::new("sh").args(["-c", &format!("kill -KILL {other}")]).status().unwrap().success());
-    let code = loop {
-        if let Some(status) = lead.0.try_wait().unwrap() {
-            break status.code();
-        }
-        assert!(Instant::now() < deadline, "the leading side goes on without the other");
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    let mut err = String::new();
-    lead.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
-    assert!(code == Some(1) && err.contains("error: "), "{code:?} {err}");
+        children.split_whitespace().find(is_other_side)?.parse().ok()
+    });
+    kill_process(Pid::from_raw(other).unwrap(), Signal::KILL).unwrap();
+    let output = lead.end();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && err.contains("error: "), "{output:?}");
 }
 
 #[test]

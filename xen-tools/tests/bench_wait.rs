@@ -1,17 +1,24 @@
 //! `fido bench wait`, from outside: that it works, with turns too short to say what anything costs.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod support;
+
 use std::process::Command;
 
 #[test]
 fn every_table_of_the_benchmark_of_waiting_is_filled() {
     let folder = tempfile::tempdir().unwrap();
     let [json, csv, plots] = ["wait.json", "wait.csv", "plots"].map(|name| folder.path().join(name));
-    let output = Command::new(env!("CARGO_BIN_EXE_fido"))
-        .args(["bench", "wait", "--quick", "--rounds", "1"])
-        .args([&"--json".into(), &json, &"--csv".into(), &csv, &"--plot".into(), &plots])
-        .output()
-        .unwrap();
+    let output = support::output(
+        Command::new(env!("CARGO_BIN_EXE_fido")).args(["bench", "wait", "--quick", "--rounds", "1"]).args([
+            &"--json".into(),
+            &json,
+            &"--csv".into(),
+            &csv,
+            &"--plot".into(),
+            &plots,
+        ]),
+    );
     let text = |bytes| String::from_utf8(bytes).unwrap();
     let (out, err) = (text(output.stdout), text(output.stderr));
     assert_eq!(output.status.code(), Some(0), "{out}{err}");

@@ -1,6 +1,8 @@
 //! The built program, from outside.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod support;
+
 use std::process::{Command, Output};
 
 const NAS: &str = r#"
@@ -29,7 +31,7 @@ lanes = 2
 "#;
 
 fn fido(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_fido")).args(arguments).output().unwrap()
+    support::output(Command::new(env!("CARGO_BIN_EXE_fido")).args(arguments))
 }
 
 /// Exit code, standard output, standard error.

@@ -7,6 +7,8 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+pub mod run;
+
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
