@@ -1,7 +1,7 @@
 //! Whether a serving thread has too much to do or too little: judged by its rounds, not by a clock.
 //!
 //! A *round* looks at every job once. Idle looks in a row are one round, for how many there are says how fast they are
-//! and not how much there is to do. After [`WINDOW`] rounds the share of those that found work says how the thread
+//! and not how much there is to do. After `WINDOW` rounds the share of those that found work says how the thread
 //! fares; several windows in a row have to say the same before anything is changed, more of them for giving up a thread
 //! than for taking one on. A thread that has had no work for long has next to nothing to do.
 

@@ -1,6 +1,6 @@
 //! Arenas on Xen: pages of this guest that others may read, and the directories that tell them the references.
 //!
-//! Two providers behind one face ([`Pages`]): our kernel module, which grants to any number of domains, and stock
+//! Two providers behind one face (`Pages`): our kernel module, which grants to any number of domains, and stock
 //! gntalloc, which grants each page to one domain, named beforehand. [`SharedArena`] keeps an arena's readers.
 
 use std::collections::HashMap;
