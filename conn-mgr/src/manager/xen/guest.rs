@@ -169,6 +169,8 @@ impl Said {
     pub(super) fn listen(&mut self, store: &Store, home: &str, expected: &Expected) -> Result<Vec<Saying>, Flaw> {
         let base = format!("{home}/{DOMAIN_BASE}");
         let mut sayings = Vec::new();
+        // Looked at first, told last: what the guest said before its end is then among the nodes below.
+        let exit = self.ended(store, home)?;
         let names = store.now().children(&base)?;
         for name in &names {
             match name.as_str() {
@@ -196,7 +198,10 @@ impl Said {
         if names.iter().any(|name| name == "ready") {
             self.ready(store, &base, &mut sayings)?;
         }
-        self.ended(store, home, &mut sayings)?;
+        if let Some(exit) = exit {
+            self.exit = Some(exit);
+            sayings.push(Saying::Exit);
+        }
         Ok(sayings)
     }
 
@@ -365,14 +370,13 @@ impl Said {
         Ok(())
     }
 
-    fn ended(&mut self, store: &Store, home: &str, sayings: &mut Vec<Saying>) -> Result<(), Flaw> {
-        if self.exit.is_none()
-            && let Some(value) = store.now().read_if_any(&format!("{home}/{EXIT_NODE}"))?.filter(|v| !v.is_empty())
-        {
-            self.exit = Some(Exit { clean: value == b"exit 0", how: plain(&value) });
-            sayings.push(Saying::Exit);
+    /// How the guest's program has ended, if that is news.
+    fn ended(&self, store: &Store, home: &str) -> Result<Option<Exit>, Flaw> {
+        if self.exit.is_some() {
+            return Ok(None);
         }
-        Ok(())
+        let value = store.now().read_if_any(&format!("{home}/{EXIT_NODE}"))?.filter(|value| !value.is_empty());
+        Ok(value.map(|value| Exit { clean: value == b"exit 0", how: plain(&value) }))
     }
 }
 
