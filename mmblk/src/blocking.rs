@@ -15,7 +15,7 @@ use fido_core::memory::Memory;
 use fido_core::payload::{MAX_SEGMENTS, Payload};
 use fido_core::waiter::Waiter;
 
-use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Geometry, MAX_REQUEST_BYTES};
+use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Features, Geometry, MAX_REQUEST_BYTES};
 
 /// What is copied, for the counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,11 @@ impl<Q: BlockQueue> Blocking<Q> {
     /// What the device is like.
     pub fn geometry(&self) -> Geometry {
         self.queue.geometry()
+    }
+
+    /// What the device can do.
+    pub fn features(&self) -> Features {
+        self.queue.features()
     }
 
     /// The queue, for asynchronous use between calls. Whatever is started on it must be finished before the next.
@@ -136,6 +141,14 @@ impl<Q: BlockQueue> Blocking<Q> {
     /// [`BlockError`] of the device.
     pub fn discard(&mut self, offset: u64, len: u64) -> Result<(), BlockError> {
         self.one(BlockOp::Discard { offset, len }).map(drop)
+    }
+
+    /// Makes a range read as zeros; `unmap`: the space behind it may be given back.
+    ///
+    /// # Errors
+    /// [`BlockError`] of the device.
+    pub fn write_zeroes(&mut self, offset: u64, len: u64, durable: bool, unmap: bool) -> Result<(), BlockError> {
+        self.one(BlockOp::WriteZeroes { offset, len, durable, unmap }).map(drop)
     }
 
     fn one(&mut self, op: BlockOp) -> Result<Payload, BlockError> {

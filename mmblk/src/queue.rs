@@ -10,6 +10,8 @@ use fido_core::wait::Source;
 pub const MAX_REQUEST_BYTES: u32 = 4 << 20;
 /// The largest block size, in bytes.
 pub const MAX_BLOCK_BYTES: u32 = 64 << 10;
+/// The largest preferred block size, in bytes.
+pub const MAX_PREFERRED_BYTES: u32 = MAX_REQUEST_BYTES;
 /// The most requests a queue may have in flight.
 pub const MAX_DEPTH: u32 = 4096;
 /// The most blocks a device may have: what a discard can name on a lane, see `link::codec`.
@@ -26,7 +28,23 @@ pub struct Geometry {
     pub depth: u32,
 }
 
-/// A geometry beyond the limits.
+/// What a device can do, and what is best for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Features {
+    /// Everything that changes the content is refused with [`BlockError::ReadOnly`].
+    pub read_only: bool,
+    /// [`BlockOp::Discard`] is supported.
+    pub discard: bool,
+    /// [`BlockOp::WriteZeroes`] is supported.
+    pub write_zeroes: bool,
+    /// What a completed write has written needs a flush to be durable.
+    pub volatile_cache: bool,
+    /// The physical or else the best size of an access: a power of two from the block size to
+    /// [`MAX_PREFERRED_BYTES`]. Smaller accesses are right, but may cost the device a read.
+    pub preferred_block: u32,
+}
+
+/// A geometry, or a feature of it, beyond the limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum GeometryError {
     /// The block size.
@@ -40,6 +58,14 @@ pub enum GeometryError {
     Bytes {
         /// The size in question.
         bytes: u64,
+        /// The block size.
+        block: u32,
+    },
+    /// The preferred block size.
+    #[error("a preferred block of {preferred} bytes; it must be a power of two from {block} to {MAX_PREFERRED_BYTES}")]
+    Preferred {
+        /// The size in question.
+        preferred: u32,
         /// The block size.
         block: u32,
     },
@@ -77,8 +103,19 @@ pub enum BlockOp {
     Discard {
         /// First byte.
         offset: u64,
-        /// How many bytes; unlike the others not limited to [`MAX_REQUEST_BYTES`].
+        /// How many bytes; unlike those of a read or write not limited to [`MAX_REQUEST_BYTES`].
         len: u64,
+    },
+    /// Makes a range read as zeros.
+    WriteZeroes {
+        /// First byte.
+        offset: u64,
+        /// How many bytes; as for a discard not limited to [`MAX_REQUEST_BYTES`].
+        len: u64,
+        /// Whether the zeros must be on stable storage when the request completes.
+        durable: bool,
+        /// Whether the space behind the range may be given back.
+        unmap: bool,
     },
 }
 
@@ -121,6 +158,12 @@ pub enum BlockError {
         /// `errno`, as `std::io::Error::from_raw_os_error` takes it.
         errno: i32,
     },
+    /// The device cannot do this at all, see [`Features`].
+    #[error("the device does not support the request")]
+    Unsupported,
+    /// The device may only be read.
+    #[error("the device is read-only")]
+    ReadOnly,
     /// The device has no space left behind it.
     #[error("no space behind the device")]
     NoSpace,
@@ -144,8 +187,18 @@ pub struct Busy(pub BlockOp);
 
 /// One asynchronous queue of a block device.
 pub trait BlockQueue: Source {
-    /// What the device is like.
+    /// What the device is like. It changes in [`BlockQueue::resized`] only.
     fn geometry(&self) -> Geometry;
+
+    /// What the device can do. Stays the same for the life of the queue.
+    fn features(&self) -> Features;
+
+    /// The new geometry, once after the device's size has changed; [`BlockQueue::geometry`] then says the same. Only
+    /// the size changes. What lies beyond a device that has become smaller is out of range from the moment on, whether
+    /// this has been called or not. A queue that finds out while its user sleeps wakes it.
+    fn resized(&mut self) -> Option<Geometry> {
+        None
+    }
 
     /// Starts a request. Its completion carries `id`, which the caller may choose freely. A request that is wrong in
     /// itself (range, size) is taken and completes with its error.
@@ -167,7 +220,50 @@ impl BlockOp {
         match self {
             Self::Read { len, .. } => u64::from(*len),
             Self::Write { data, .. } => data.len(),
-            Self::Flush | Self::Discard { .. } => 0,
+            Self::Flush | Self::Discard { .. } | Self::WriteZeroes { .. } => 0,
+        }
+    }
+
+    /// Offset, length, and number of segments; all zero for a flush.
+    pub(crate) fn extent(&self) -> (u64, u64, usize) {
+        match self {
+            Self::Flush => (0, 0, 0),
+            Self::Read { offset, len } => (*offset, u64::from(*len), 0),
+            Self::Write { offset, data, .. } => (*offset, data.len(), data.parts().len()),
+            Self::Discard { offset, len } | Self::WriteZeroes { offset, len, .. } => (*offset, *len, 0),
+        }
+    }
+
+    /// Whether its success means that something is durable.
+    pub fn is_durable(&self) -> bool {
+        matches!(self, Self::Flush | Self::Write { durable: true, .. } | Self::WriteZeroes { durable: true, .. })
+    }
+}
+
+impl Features {
+    /// The features themselves, if they fit a device with this block size.
+    ///
+    /// # Errors
+    /// [`GeometryError::Preferred`].
+    pub fn checked(self, block: u32) -> Result<Self, GeometryError> {
+        let preferred = self.preferred_block;
+        if !preferred.is_power_of_two() || preferred < block || preferred > MAX_PREFERRED_BYTES {
+            return Err(GeometryError::Preferred { preferred, block });
+        }
+        Ok(self)
+    }
+
+    /// Checks whether a device with these features does such a thing at all.
+    ///
+    /// # Errors
+    /// The [`BlockError`] that the request has to complete with.
+    pub fn check(&self, op: &BlockOp) -> Result<(), BlockError> {
+        match op {
+            BlockOp::Read { .. } | BlockOp::Flush => Ok(()),
+            _ if self.read_only => Err(BlockError::ReadOnly),
+            BlockOp::Discard { .. } if !self.discard => Err(BlockError::Unsupported),
+            BlockOp::WriteZeroes { .. } if !self.write_zeroes => Err(BlockError::Unsupported),
+            _ => Ok(()),
         }
     }
 }
@@ -197,13 +293,11 @@ impl Geometry {
     /// # Errors
     /// The [`BlockError`] that the request has to complete with.
     pub fn check(&self, op: &BlockOp) -> Result<(), BlockError> {
-        let (offset, len, segments) = match op {
-            BlockOp::Flush => return Ok(()),
-            BlockOp::Read { offset, len } => (*offset, u64::from(*len), 0),
-            BlockOp::Write { offset, data, .. } => (*offset, data.len(), data.parts().len()),
-            BlockOp::Discard { offset, len } => (*offset, *len, 0),
-        };
-        let limited = !matches!(op, BlockOp::Discard { .. });
+        if matches!(op, BlockOp::Flush) {
+            return Ok(());
+        }
+        let (offset, len, segments) = op.extent();
+        let limited = matches!(op, BlockOp::Read { .. } | BlockOp::Write { .. });
         if len == 0 || (limited && len > u64::from(MAX_REQUEST_BYTES)) || segments > fido_core::payload::MAX_SEGMENTS {
             return Err(BlockError::Size { len, segments });
         }
@@ -223,6 +317,8 @@ mod tests {
     use super::*;
 
     const SMALL: Geometry = Geometry { bytes: 8 << 20, block: 512, depth: 4 };
+    const ALL: Features =
+        Features { read_only: false, discard: true, write_zeroes: true, volatile_cache: true, preferred_block: 4096 };
 
     #[test]
     fn limits_of_a_geometry() {
@@ -255,9 +351,38 @@ mod tests {
     }
 
     #[test]
-    fn a_discard_may_span_the_whole_device() {
-        let check = |offset, len| SMALL.check(&BlockOp::Discard { offset, len });
-        assert!(check(0, SMALL.bytes).is_ok());
-        assert_eq!(check(512, SMALL.bytes), Err(BlockError::OutOfRange { offset: 512, len: SMALL.bytes }));
+    fn a_discard_or_zeroes_may_span_the_whole_device() {
+        let zeroes = |offset, len| BlockOp::WriteZeroes { offset, len, durable: false, unmap: true };
+        for op in [zeroes, |offset, len| BlockOp::Discard { offset, len }] {
+            assert!(SMALL.check(&op(0, SMALL.bytes)).is_ok());
+            let error = Err(BlockError::OutOfRange { offset: 512, len: SMALL.bytes });
+            assert_eq!(SMALL.check(&op(512, SMALL.bytes)), error);
+            assert_eq!(SMALL.check(&op(0, 0)), Err(BlockError::Size { len: 0, segments: 0 }));
+        }
+    }
+
+    #[test]
+    fn limits_of_the_preferred_block() {
+        let with = |preferred_block| Features { preferred_block, ..ALL }.checked(4096).is_ok();
+        assert!(with(4096) && with(MAX_PREFERRED_BYTES));
+        assert!(!with(2048) && !with(4097) && !with(2 * MAX_PREFERRED_BYTES) && !with(0));
+    }
+
+    #[test]
+    fn what_a_device_cannot_do_is_refused() {
+        let write = BlockOp::Write { offset: 0, data: Payload::new(), durable: false };
+        let discard = BlockOp::Discard { offset: 0, len: 512 };
+        let zeroes = BlockOp::WriteZeroes { offset: 0, len: 512, durable: false, unmap: false };
+        let read = BlockOp::Read { offset: 0, len: 512 };
+        for op in [&read, &BlockOp::Flush, &write, &discard, &zeroes] {
+            assert_eq!(ALL.check(op), Ok(()));
+        }
+        let read_only = Features { read_only: true, ..ALL };
+        assert!(read_only.check(&read).is_ok() && read_only.check(&BlockOp::Flush).is_ok());
+        for op in [&write, &discard, &zeroes] {
+            assert_eq!(read_only.check(op), Err(BlockError::ReadOnly));
+        }
+        assert_eq!(Features { discard: false, ..ALL }.check(&discard), Err(BlockError::Unsupported));
+        assert_eq!(Features { write_zeroes: false, ..ALL }.check(&zeroes), Err(BlockError::Unsupported));
     }
 }

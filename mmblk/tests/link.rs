@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use common::{GEOMETRY, PATIENCE, Rig, completions, conforms, follows_the_model, pattern, payload, steps};
+use common::{FEATURES, GEOMETRY, PATIENCE, Rig, completions, conforms, follows_the_model, pattern, payload, steps};
 use fido_core::addr::{GlobalAddr, Segment};
 use fido_core::assignment::{Transport, WaitStrategy};
 use fido_core::lane::Lane;
@@ -17,14 +17,15 @@ use fido_core::memory::Memory;
 use fido_core::message::Head;
 use fido_core::payload::Payload;
 use fido_core::testing::{TestLink, lane_pair, test_domain};
+use fido_core::wait::Source;
 use fido_core::waiter::Waiter;
 use mmblk::backend::file::{FileDevice, FileOptions, FileQueue};
 use mmblk::backend::memory::MemoryDevice;
 use mmblk::blocking::{Blocking, Copied};
 use mmblk::link::back::BackEnd;
-use mmblk::link::codec::{self, Answer, Failure, Request};
+use mmblk::link::codec::{self, Answer, Failure, Identity, Request};
 use mmblk::link::front::{ConnectError, LinkQueue};
-use mmblk::queue::{BlockError, BlockOp, BlockQueue, Geometry};
+use mmblk::queue::{BlockError, BlockOp, BlockQueue, Features, Geometry};
 use proptest::prelude::*;
 
 /// A back end in a thread of its own, until it is dropped.
@@ -169,8 +170,8 @@ fn nobody_there_is_an_error_in_time() {
 
 #[test]
 fn a_device_that_answers_nonsense_is_refused() {
-    let impossible = Head { flags: 31, ..Answer::Identity(GEOMETRY).encode(u32::MAX) };
-    for answer in [impossible, Answer::Done { len: 0 }.encode(u32::MAX), Answer::Identity(GEOMETRY).encode(5)] {
+    let impossible = Head { flags: 31, ..identity(GEOMETRY).encode(u32::MAX) };
+    for answer in [impossible, Answer::Done { len: 0 }.encode(u32::MAX), identity(GEOMETRY).encode(5)] {
         let (a, mut b) = lane_pair(8, Transport::Pointer);
         b.send(answer, Payload::new()).unwrap();
         b.flush();
@@ -181,10 +182,15 @@ fn a_device_that_answers_nonsense_is_refused() {
     assert!(matches!(LinkQueue::connect(a, PATIENCE), Err(ConnectError::Version { found: 9, .. })));
 }
 
+/// What the device says when it is asked who it is.
+fn identity(geometry: Geometry) -> Answer {
+    Answer::Identity(Identity { geometry, features: FEATURES })
+}
+
 /// A front end whose device the test itself plays.
 fn played(geometry: Geometry) -> (TestLink, LinkQueue, Lane) {
     let (link, a, mut b) = TestLink::new(16, Transport::Pointer);
-    b.send(Answer::Identity(geometry).encode(u32::MAX), Payload::new()).unwrap();
+    b.send(identity(geometry).encode(u32::MAX), Payload::new()).unwrap();
     let queue = connect(a);
     let (head, _) = b.recv().unwrap().unwrap();
     assert_eq!(Request::decode(&head), Ok(Request::Identify { version: codec::VERSION }));
@@ -212,7 +218,7 @@ fn answers_that_make_no_sense_end_only_their_request() {
         (Answer::Done { len: 512 }.encode(0), short.clone(), protocol),
         (Answer::Done { len: 511 }.encode(0), short, protocol),
         (Answer::Done { len: 512 }.encode(0), nowhere, address),
-        (Answer::Identity(GEOMETRY).encode(0), Payload::new(), protocol),
+        (identity(GEOMETRY).encode(0), Payload::new(), protocol),
         (Head { kind: 0x42, flags: 1, args: [0; 4] }, Payload::new(), protocol),
     ];
     for (mut head, data, check) in cases {
@@ -266,7 +272,7 @@ fn unfinished_requests_go_to_the_successor_in_order() {
     assert!(queue.poll().is_none());
     assert!(matches!(next_request(&mut device).1, Request::Identify { .. }));
     assert!(device.recv().is_none(), "nothing before it is known to be the same device");
-    device.send(Answer::Identity(GEOMETRY).encode(u32::MAX), Payload::new()).unwrap();
+    device.send(identity(GEOMETRY).encode(u32::MAX), Payload::new()).unwrap();
     assert!(queue.poll().is_none());
     for expected in [0u8, 2, 3] {
         let (id, request, data) = next_request(&mut device);
@@ -299,7 +305,7 @@ fn succeeded(link: &mut TestLink, queue: &mut LinkQueue) -> Lane {
     let mut device = link.restart_b();
     assert!(queue.poll().is_none());
     while device.change().is_some() {}
-    device.send(Answer::Identity(GEOMETRY).encode(u32::MAX), Payload::new()).unwrap();
+    device.send(identity(GEOMETRY).encode(u32::MAX), Payload::new()).unwrap();
     assert!(queue.poll().is_none());
     assert!(matches!(next_request(&mut device).1, Request::Identify { .. }));
     device
@@ -404,8 +410,8 @@ fn another_device_gets_nothing() {
     let mut device = link.restart_b();
     assert!(queue.poll().is_none());
     while device.change().is_some() {}
-    let other = Geometry { bytes: GEOMETRY.bytes * 2, ..GEOMETRY };
-    device.send(Answer::Identity(other).encode(u32::MAX), Payload::new()).unwrap();
+    let other = Geometry { bytes: GEOMETRY.bytes / 2, ..GEOMETRY };
+    device.send(identity(other).encode(u32::MAX), Payload::new()).unwrap();
     assert!(matches!(completions(&mut queue, 1)[0].result, Err(BlockError::Protocol(_))));
     assert!(queue.submit(2, BlockOp::Flush).is_ok());
     assert!(matches!(completions(&mut queue, 1)[0].result, Err(BlockError::Protocol(_))));
@@ -417,9 +423,78 @@ fn another_device_gets_nothing() {
     let mut device = link.restart_b();
     assert!(queue.poll().is_none());
     while device.change().is_some() {}
-    device.send(Answer::Identity(GEOMETRY).encode(u32::MAX), Payload::new()).unwrap();
+    device.send(identity(GEOMETRY).encode(u32::MAX), Payload::new()).unwrap();
     assert!(queue.poll().is_none());
     assert!(queue.is_ready());
+}
+
+fn say(device: &mut Lane, geometry: Geometry, features: Features) {
+    device.send(Answer::Identity(Identity { geometry, features }).encode(u32::MAX), Payload::new()).unwrap();
+}
+
+#[test]
+fn another_size_is_told_once_and_holds_from_then_on() {
+    let (link, mut queue, mut device) = played(GEOMETRY);
+    for bytes in [GEOMETRY.bytes * 2, GEOMETRY.bytes / 2] {
+        let geometry = Geometry { bytes, ..GEOMETRY };
+        say(&mut device, geometry, FEATURES);
+        assert!(queue.poll().is_none());
+        assert!(queue.ready(), "its user is woken");
+        assert_eq!((queue.resized(), queue.resized(), queue.geometry()), (Some(geometry), None, geometry));
+        let last = BlockOp::Read { offset: bytes - 512, len: 512 };
+        assert!(queue.submit(1, last).is_ok());
+        let (id, request, _) = next_request(&mut device);
+        assert_eq!(request, Request::Read { offset: bytes - 512, len: 512 });
+        device.send(Answer::Failed(Failure::NoSpace).encode(id), Payload::new()).unwrap();
+        assert_eq!(completions(&mut queue, 1)[0].result.as_ref().unwrap_err(), &BlockError::NoSpace);
+        assert!(queue.submit(2, BlockOp::Read { offset: bytes, len: 512 }).is_ok());
+        let error = BlockError::OutOfRange { offset: bytes, len: 512 };
+        assert_eq!(completions(&mut queue, 1)[0].result.as_ref().unwrap_err(), &error);
+    }
+    let before = link.a().memory.stats().refusals.get();
+    let geometry = queue.geometry();
+    say(&mut device, geometry, FEATURES);
+    say(&mut device, Geometry { block: 4096, ..geometry }, FEATURES);
+    say(&mut device, Geometry { depth: 1, ..geometry }, FEATURES);
+    say(&mut device, geometry, Features { read_only: true, ..FEATURES });
+    assert!(queue.poll().is_none());
+    assert_eq!((queue.resized(), queue.geometry(), queue.features()), (None, geometry, FEATURES));
+    assert_eq!(link.a().memory.stats().refusals.get() - before, 3);
+}
+
+#[test]
+fn a_disk_that_has_grown_while_it_was_away_is_the_same() {
+    let (mut link, mut queue, device) = played(GEOMETRY);
+    link.kill_b();
+    drop(device);
+    assert!(queue.poll().is_none());
+    let mut device = link.restart_b();
+    assert!(queue.poll().is_none());
+    while device.change().is_some() {}
+    let grown = Geometry { bytes: GEOMETRY.bytes + 512, ..GEOMETRY };
+    say(&mut device, grown, FEATURES);
+    assert!(queue.poll().is_none());
+    assert!(queue.is_ready());
+    assert_eq!(queue.resized(), Some(grown));
+}
+
+#[test]
+fn what_the_device_cannot_do_is_refused_at_the_front() {
+    let (_link, a, mut device) = TestLink::new(16, Transport::Pointer);
+    say(&mut device, GEOMETRY, Features { read_only: true, ..FEATURES });
+    let mut queue = connect(a);
+    drop(next_request(&mut device));
+    assert!(queue.features().read_only);
+    assert!(queue.submit(1, BlockOp::Discard { offset: 0, len: 512 }).is_ok());
+    assert_eq!(completions(&mut queue, 1)[0].result.as_ref().unwrap_err(), &BlockError::ReadOnly);
+    assert!(device.recv().is_none());
+    for (failure, error) in [(Failure::ReadOnly, BlockError::ReadOnly), (Failure::Unsupported, BlockError::Unsupported)]
+    {
+        assert!(queue.submit(2, BlockOp::Flush).is_ok());
+        let (id, ..) = next_request(&mut device);
+        device.send(Answer::Failed(failure).encode(id), Payload::new()).unwrap();
+        assert_eq!(completions(&mut queue, 1)[0].result.as_ref().unwrap_err(), &error);
+    }
 }
 
 #[test]
@@ -508,7 +583,7 @@ fn a_back_end_serves_its_users_successor() {
         }
         answers.len() >= 2
     });
-    assert_eq!(answers, [Answer::Identity(GEOMETRY).encode(u32::MAX), Answer::Done { len: 512 }.encode(1)]);
+    assert_eq!(answers, [identity(GEOMETRY).encode(u32::MAX), Answer::Done { len: 512 }.encode(1)]);
 }
 
 #[test]
@@ -569,7 +644,7 @@ fn malformed_requests_are_answered() {
             Payload::new(),
             Failure::OutOfRange,
         ),
-        (Request::Identify { version: 2 }.encode(7), Payload::new(), Failure::Version { version: 1 }),
+        (Request::Identify { version: 1 }.encode(7), Payload::new(), Failure::Version { version: codec::VERSION }),
     ];
     for (head, data, failure) in cases {
         assert_eq!(ask(&mut back, &mut user, head, data), Answer::Failed(failure), "{head:?}");

@@ -13,9 +13,9 @@ use fido_core::payload::Payload;
 use fido_core::wait::Source;
 use fido_core::window::Span;
 
-use super::{DeviceError, silent_wake};
+use super::{DeviceError, memory_features, silent_wake};
 use crate::finished::Finished;
-use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Geometry};
+use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Features, Geometry};
 
 /// A device in private memory, all zeros at first. Clones and queues share it.
 #[derive(Debug, Clone)]
@@ -66,7 +66,9 @@ impl MemoryQueue {
             BlockOp::Read { offset, len } => self.read(*offset, *len as usize),
             BlockOp::Write { offset, data, .. } => self.write(*offset, data),
             BlockOp::Flush => Ok(Payload::new()),
-            BlockOp::Discard { offset, len } => self.change(*offset, *len, |content| content.fill(0)),
+            BlockOp::Discard { offset, len } | BlockOp::WriteZeroes { offset, len, .. } => {
+                self.change(*offset, *len, |content| content.fill(0))
+            }
         }
     }
 
@@ -102,6 +104,10 @@ fn copy_spans(spans: &[Span], out: &mut [u8]) {
 impl BlockQueue for MemoryQueue {
     fn geometry(&self) -> Geometry {
         self.device.geometry
+    }
+
+    fn features(&self) -> Features {
+        memory_features(&self.device.geometry)
     }
 
     fn submit(&mut self, id: u64, op: BlockOp) -> Result<(), Busy> {

@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use fido_core::heap::HeapError;
 use rustix::event::EventfdFlags;
 
-use crate::queue::GeometryError;
+use crate::queue::{Features, Geometry, GeometryError};
 
 pub mod file;
 pub mod memory;
@@ -38,6 +38,17 @@ pub enum DeviceError {
     /// The system refused a wake descriptor.
     #[error("no wake descriptor: {0}")]
     Wake(#[source] io::Error),
+}
+
+/// What a device in memory can do: everything, at once, in any size.
+fn memory_features(geometry: &Geometry) -> Features {
+    Features {
+        read_only: false,
+        discard: true,
+        write_zeroes: true,
+        volatile_cache: false,
+        preferred_block: geometry.block,
+    }
 }
 
 /// A wake descriptor for a queue that finishes everything within `submit`: nothing ever happens to it while its

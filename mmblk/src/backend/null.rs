@@ -9,9 +9,9 @@ use fido_core::memory::Memory;
 use fido_core::payload::Payload;
 use fido_core::wait::Source;
 
-use super::{DeviceError, silent_wake};
+use super::{DeviceError, memory_features, silent_wake};
 use crate::finished::Finished;
-use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Geometry, MAX_REQUEST_BYTES};
+use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Features, Geometry, MAX_REQUEST_BYTES};
 
 /// A queue of the null device.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl NullQueue {
                 self.memory.translate_all(data).map_err(|e| BlockError::Address(e.to_string()))?;
                 Ok(Payload::new())
             }
-            BlockOp::Flush | BlockOp::Discard { .. } => Ok(Payload::new()),
+            BlockOp::Flush | BlockOp::Discard { .. } | BlockOp::WriteZeroes { .. } => Ok(Payload::new()),
         }
     }
 }
@@ -53,6 +53,10 @@ impl NullQueue {
 impl BlockQueue for NullQueue {
     fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    fn features(&self) -> Features {
+        memory_features(&self.geometry)
     }
 
     fn submit(&mut self, id: u64, op: BlockOp) -> Result<(), Busy> {

@@ -15,7 +15,7 @@ use fido_core::message::Head;
 use fido_core::payload::Payload;
 use fido_core::wait::Source;
 
-use super::codec::{self, Answer, Failure, Request, VERSION};
+use super::codec::{self, Answer, Failure, IDENTIFY_ID, Identity, Request, VERSION};
 use crate::queue::{BlockCompletion, BlockOp, BlockQueue, Geometry};
 
 /// Serves one lane from one queue.
@@ -28,6 +28,10 @@ pub struct BackEnd<Q> {
     queue: Q,
     /// Counts the lane's sessions: what is answered to one that is over is dropped.
     session: u32,
+    /// The present session's user knows who the device is.
+    known: bool,
+    /// It has to be told that the device has another size.
+    news: bool,
     /// Requests of the present session that the queue has.
     in_flight: usize,
     /// Requests of sessions that are over that the queue still has.
@@ -41,7 +45,17 @@ pub struct BackEnd<Q> {
 impl<Q: BlockQueue> BackEnd<Q> {
     /// A back end that serves `lane` from `queue`. Nothing else may use the queue.
     pub fn new(lane: Lane, queue: Q) -> Self {
-        Self { lane, queue, session: 0, in_flight: 0, leftover: 0, waiting: VecDeque::new(), answers: VecDeque::new() }
+        Self {
+            lane,
+            queue,
+            session: 0,
+            known: false,
+            news: false,
+            in_flight: 0,
+            leftover: 0,
+            waiting: VecDeque::new(),
+            answers: VecDeque::new(),
+        }
     }
 
     /// The lane's name.
@@ -60,6 +74,7 @@ impl<Q: BlockQueue> BackEnd<Q> {
         worked |= self.take_requests();
         worked |= self.submit_waiting();
         worked |= self.take_completions();
+        worked |= self.follow_size();
         worked | self.send_answers()
     }
 
@@ -83,6 +98,7 @@ impl<Q: BlockQueue> BackEnd<Q> {
             if let Change::Down(peer) = change {
                 tracing::info!(lane = self.lane.name(), %peer, "the disk's user is gone");
                 self.session = self.session.wrapping_add(1);
+                (self.known, self.news) = (false, false);
                 self.leftover += std::mem::take(&mut self.in_flight);
                 self.waiting.clear();
                 self.answers.clear();
@@ -128,7 +144,8 @@ impl<Q: BlockQueue> BackEnd<Q> {
         let block = u64::from(self.queue.geometry().block);
         let op = match request {
             Ok(Request::Identify { version: VERSION }) => {
-                return self.answer(id, Answer::Identity(self.queue.geometry()));
+                self.known = true;
+                return self.answer(id, Answer::Identity(self.identity()));
             }
             Ok(Request::Identify { version }) => {
                 tracing::error!(lane = self.lane.name(), version, "a front end of another protocol version");
@@ -141,6 +158,10 @@ impl<Q: BlockQueue> BackEnd<Q> {
                 // 48 bits times at most 2^16: only the largest block size can reach the end of 64 bits, and a range
                 // cut there is out of range all the same.
                 BlockOp::Discard { offset: first.saturating_mul(block), len: blocks.saturating_mul(block) }
+            }
+            Ok(Request::WriteZeroes { block: first, blocks, durable, unmap }) => {
+                let (offset, len) = (first.saturating_mul(block), blocks.saturating_mul(block));
+                BlockOp::WriteZeroes { offset, len, durable, unmap }
             }
             Err(error) => {
                 self.lane.memory().stats().refusals.add(1);
@@ -195,8 +216,31 @@ impl<Q: BlockQueue> BackEnd<Q> {
         any
     }
 
+    fn identity(&self) -> Identity {
+        Identity { geometry: self.queue.geometry(), features: self.queue.features() }
+    }
+
+    /// Remembers to say that the device has another size. A user that has not asked yet hears it when it does.
+    fn follow_size(&mut self) -> bool {
+        let resized = self.queue.resized().is_some();
+        self.news |= resized && self.known;
+        resized
+    }
+
     fn answer(&mut self, wire: u32, answer: Answer) {
         self.answers.push_back((answer.encode(wire), Payload::new()));
+    }
+
+    /// Says once, however often the size has changed meanwhile, who the device is now; behind all answers, one of which
+    /// may be an older identity.
+    fn send_news(&mut self) -> bool {
+        if !self.news || self.leftover > 0 || !self.answers.is_empty() {
+            return false;
+        }
+        let head = Answer::Identity(self.identity()).encode(IDENTIFY_ID);
+        let sent = self.lane.send(head, Payload::new()).is_ok();
+        self.news = !sent;
+        sent
     }
 
     fn send_answers(&mut self) -> bool {
@@ -219,6 +263,7 @@ impl<Q: BlockQueue> BackEnd<Q> {
             };
             self.answers.push_front((Answer::Failed(failure).encode(codec::id(&head)), Payload::new()));
         }
+        any |= self.send_news();
         if any {
             self.lane.flush();
         }

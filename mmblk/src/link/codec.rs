@@ -7,30 +7,45 @@
 //! | write | 0x03 | 1: durable | id, offset low, offset high, length | the data |
 //! | flush | 0x04 | | id | |
 //! | discard | 0x05 | | id, block low, block high:16 and count high:16, count low | |
-//! | identity | 0x81 | log2 of the block size | id, bytes low, bytes high, depth | |
+//! | write-zeroes | 0x06 | 1: durable, 2: unmap | as of discard | |
+//! | identity | 0x81 | log2 of the block size | id, bytes low, bytes high, depth:16 and preferred:8 and features:8 | |
 //! | done | 0x82 | | id, length | of a read, the data |
 //! | failed | 0x83 | code | id, errno or version | |
+//!
+//! *Preferred* is the log2 of the preferred block size; the features are 1: read-only, 2: discard, 4: write-zeroes,
+//! 8: volatile cache. An identity that was not asked for, with the id of the question (`u32::MAX`), says that the
+//! device has another size now.
 //!
 //! Decoding is total: any 18 bytes are a message or a [`CodecError`], and what is unused must be zero, so that every
 //! message has one form only.
 
 use fido_core::message::Head;
 
-use crate::queue::{BlockError, BlockOp, Geometry, GeometryError};
+use crate::queue::{BlockError, BlockOp, Features, Geometry, GeometryError};
 
 /// The version of this protocol. Both sides must have the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// The id of the question who the device is, of its answer, and of the news of another size. No request has it.
+pub const IDENTIFY_ID: u32 = u32::MAX;
 
 const IDENTIFY: u8 = 0x01;
 const READ: u8 = 0x02;
 const WRITE: u8 = 0x03;
 const FLUSH: u8 = 0x04;
 const DISCARD: u8 = 0x05;
+const WRITE_ZEROES: u8 = 0x06;
 const IDENTITY: u8 = 0x81;
 const DONE: u8 = 0x82;
 const FAILED: u8 = 0x83;
 
 const DURABLE: u8 = 1;
+const UNMAP: u8 = 2;
+
+const READ_ONLY: u32 = 1;
+const CAN_DISCARD: u32 = 2;
+const CAN_WRITE_ZEROES: u32 = 4;
+const VOLATILE_CACHE: u32 = 8;
+
 /// The highest bits that a block number or count has.
 const BLOCK_MASK: u64 = (1 << 48) - 1;
 
@@ -91,13 +106,33 @@ pub enum Request {
         /// How many blocks, below 2^48.
         blocks: u64,
     },
+    /// Makes a range read as zeros. In blocks, as a discard.
+    WriteZeroes {
+        /// First block, below 2^48.
+        block: u64,
+        /// How many blocks, below 2^48.
+        blocks: u64,
+        /// Whether the zeros must be on stable storage.
+        durable: bool,
+        /// Whether the space may be given back.
+        unmap: bool,
+    },
+}
+
+/// Who a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Its sizes.
+    pub geometry: Geometry,
+    /// What it can do.
+    pub features: Features,
 }
 
 /// What the back end says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// What the device is like.
-    Identity(Geometry),
+    Identity(Identity),
     /// The request is complete.
     Done {
         /// Length of the payload that comes with it.
@@ -127,6 +162,10 @@ pub enum Failure {
     },
     /// [`BlockError::NoSpace`].
     NoSpace,
+    /// [`BlockError::ReadOnly`].
+    ReadOnly,
+    /// [`BlockError::Unsupported`].
+    Unsupported,
     /// [`BlockError::Protocol`].
     Protocol,
     /// The back end speaks another version of this protocol.
@@ -151,9 +190,10 @@ impl Request {
                 head(WRITE, u8::from(durable) * DURABLE, [id, low(offset), high(offset), len])
             }
             Self::Flush => head(FLUSH, 0, [id, 0, 0, 0]),
-            Self::Discard { block, blocks } => {
-                let (block, blocks) = (block & BLOCK_MASK, blocks & BLOCK_MASK);
-                head(DISCARD, 0, [id, low(block), high(block) | high(blocks) << 16, low(blocks)])
+            Self::Discard { block, blocks } => range(DISCARD, 0, id, block, blocks),
+            Self::WriteZeroes { block, blocks, durable, unmap } => {
+                let flags = u8::from(durable) * DURABLE | u8::from(unmap) * UNMAP;
+                range(WRITE_ZEROES, flags, id, block, blocks)
             }
         }
     }
@@ -170,7 +210,13 @@ impl Request {
             (WRITE, 0 | DURABLE, ..) => Ok(Self::Write { offset: join(a, b), len: c, durable: flags & DURABLE != 0 }),
             (FLUSH, 0, 0, 0, 0) => Ok(Self::Flush),
             (DISCARD, 0, ..) => Ok(Self::Discard { block: join(a, b & 0xFFFF), blocks: join(c, b >> 16) }),
-            (IDENTIFY..=DISCARD, ..) => Err(CodecError::Form { kind, flags, args: head.args }),
+            (WRITE_ZEROES, 0..=3, ..) => Ok(Self::WriteZeroes {
+                block: join(a, b & 0xFFFF),
+                blocks: join(c, b >> 16),
+                durable: flags & DURABLE != 0,
+                unmap: flags & UNMAP != 0,
+            }),
+            (IDENTIFY..=WRITE_ZEROES, ..) => Err(CodecError::Form { kind, flags, args: head.args }),
             _ => Err(CodecError::Kind { kind }),
         }
     }
@@ -186,7 +232,44 @@ impl Request {
             }
             BlockOp::Flush => Self::Flush,
             BlockOp::Discard { offset, len } => Self::Discard { block: offset / block, blocks: len / block },
+            BlockOp::WriteZeroes { offset, len, durable, unmap } => {
+                Self::WriteZeroes { block: offset / block, blocks: len / block, durable: *durable, unmap: *unmap }
+            }
         }
+    }
+}
+
+impl Identity {
+    fn encode(self, id: u32) -> Head {
+        let Self { geometry: Geometry { bytes, block, depth }, features } = self;
+        let Features { read_only, discard, write_zeroes, volatile_cache, preferred_block } = features;
+        let bits = u32::from(read_only) * READ_ONLY
+            | u32::from(discard) * CAN_DISCARD
+            | u32::from(write_zeroes) * CAN_WRITE_ZEROES
+            | u32::from(volatile_cache) * VOLATILE_CACHE;
+        // The depth is at most `MAX_DEPTH`, a log2 at most 31: neither reaches beyond its place.
+        let last = depth | preferred_block.trailing_zeros() << 16 | bits << 24;
+        head(IDENTITY, block.trailing_zeros() as u8, [id, low(bytes), high(bytes), last])
+    }
+
+    /// # Errors
+    /// [`CodecError::Geometry`] for what is beyond the limits; `form` if a number means nothing.
+    fn decode(message: &Head, form: CodecError) -> Result<Self, CodecError> {
+        let [_, low, high, last] = message.args;
+        let (depth, preferred, bits) = (last & 0xFFFF, last >> 16 & 0xFF, last >> 24);
+        if bits >= 2 * VOLATILE_CACHE {
+            return Err(form);
+        }
+        let block = 1u32.checked_shl(message.flags.into()).ok_or(form)?;
+        let features = Features {
+            read_only: bits & READ_ONLY != 0,
+            discard: bits & CAN_DISCARD != 0,
+            write_zeroes: bits & CAN_WRITE_ZEROES != 0,
+            volatile_cache: bits & VOLATILE_CACHE != 0,
+            preferred_block: 1u32.checked_shl(preferred).ok_or(form)?,
+        };
+        let geometry = Geometry { bytes: join(low, high), block, depth }.checked()?;
+        Ok(Self { geometry, features: features.checked(block)? })
     }
 }
 
@@ -194,9 +277,7 @@ impl Answer {
     /// The message that says this.
     pub fn encode(&self, id: u32) -> Head {
         match *self {
-            Self::Identity(Geometry { bytes, block, depth }) => {
-                head(IDENTITY, block.trailing_zeros() as u8, [id, low(bytes), high(bytes), depth])
-            }
+            Self::Identity(identity) => identity.encode(id),
             Self::Done { len } => head(DONE, 0, [id, len, 0, 0]),
             Self::Failed(failure) => {
                 let (code, detail) = failure.encode();
@@ -213,10 +294,7 @@ impl Answer {
         let Head { kind, flags, args: [_, a, b, c] } = *head;
         let form = CodecError::Form { kind, flags, args: head.args };
         match (kind, flags, a, b, c) {
-            (IDENTITY, ..) => {
-                let block = 1u32.checked_shl(flags.into()).ok_or(form)?;
-                Ok(Self::Identity(Geometry { bytes: join(a, b), block, depth: c }.checked()?))
-            }
+            (IDENTITY, ..) => Identity::decode(head, form).map(Self::Identity),
             (DONE, 0, len, 0, 0) => Ok(Self::Done { len }),
             (FAILED, code, detail, 0, 0) => Failure::decode(code, detail).map(Self::Failed).ok_or(form),
             (DONE | FAILED, ..) => Err(form),
@@ -237,6 +315,8 @@ impl Failure {
             Self::NoSpace => (7, 0),
             Self::Protocol => (8, 0),
             Self::Version { version } => (9, version),
+            Self::ReadOnly => (10, 0),
+            Self::Unsupported => (11, 0),
         }
     }
 
@@ -251,18 +331,15 @@ impl Failure {
             (7, 0) => Self::NoSpace,
             (8, 0) => Self::Protocol,
             (9, version) => Self::Version { version },
+            (10, 0) => Self::ReadOnly,
+            (11, 0) => Self::Unsupported,
             _ => return None,
         })
     }
 
     /// The error that the one who asked for `op` gets.
     pub fn into_error(self, op: &BlockOp) -> BlockError {
-        let (offset, len, segments) = match op {
-            BlockOp::Read { offset, len } => (*offset, u64::from(*len), 0),
-            BlockOp::Write { offset, data, .. } => (*offset, data.len(), data.parts().len()),
-            BlockOp::Flush => (0, 0, 0),
-            BlockOp::Discard { offset, len } => (*offset, *len, 0),
-        };
+        let (offset, len, segments) = op.extent();
         match self {
             Self::OutOfRange => BlockError::OutOfRange { offset, len },
             Self::Misaligned => BlockError::Misaligned { offset, len },
@@ -271,6 +348,8 @@ impl Failure {
             Self::NoBuffer => BlockError::NoBuffer,
             Self::Io { errno } => BlockError::Io { errno },
             Self::NoSpace => BlockError::NoSpace,
+            Self::ReadOnly => BlockError::ReadOnly,
+            Self::Unsupported => BlockError::Unsupported,
             Self::Protocol => BlockError::Protocol("that it does not understand the request".into()),
             Self::Version { version } => BlockError::Protocol(format!("protocol version {version}, not {VERSION}")),
         }
@@ -287,6 +366,8 @@ impl From<&BlockError> for Failure {
             BlockError::NoBuffer => Self::NoBuffer,
             BlockError::Io { errno } => Self::Io { errno: *errno },
             BlockError::NoSpace => Self::NoSpace,
+            BlockError::ReadOnly => Self::ReadOnly,
+            BlockError::Unsupported => Self::Unsupported,
             BlockError::Protocol(_) => Self::Protocol,
         }
     }
@@ -294,6 +375,12 @@ impl From<&BlockError> for Failure {
 
 const fn head(kind: u8, flags: u8, args: [u32; 4]) -> Head {
     Head { kind, flags, args }
+}
+
+/// A message about a range of blocks.
+const fn range(kind: u8, flags: u8, id: u32, block: u64, blocks: u64) -> Head {
+    let (block, blocks) = (block & BLOCK_MASK, blocks & BLOCK_MASK);
+    head(kind, flags, [id, low(block), high(block) | high(blocks) << 16, low(blocks)])
 }
 
 const fn low(value: u64) -> u32 {
@@ -329,82 +416,4 @@ pub fn fuzz(bytes: [u8; 18]) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use fido_core::message::KIND_RESERVED;
-    use proptest::prelude::*;
-
-    fn requests() -> impl Strategy<Value = Request> {
-        let offset_len = || (any::<u64>(), any::<u32>());
-        prop_oneof![
-            any::<u32>().prop_map(|version| Request::Identify { version }),
-            offset_len().prop_map(|(offset, len)| Request::Read { offset, len }),
-            (offset_len(), any::<bool>()).prop_map(|((offset, len), durable)| Request::Write { offset, len, durable }),
-            Just(Request::Flush),
-            (0..=BLOCK_MASK, 0..=BLOCK_MASK).prop_map(|(block, blocks)| Request::Discard { block, blocks }),
-        ]
-    }
-
-    fn failures() -> impl Strategy<Value = Failure> {
-        prop_oneof![
-            Just(Failure::OutOfRange),
-            Just(Failure::Misaligned),
-            Just(Failure::Size),
-            Just(Failure::Address),
-            Just(Failure::NoBuffer),
-            any::<i32>().prop_map(|errno| Failure::Io { errno }),
-            Just(Failure::NoSpace),
-            Just(Failure::Protocol),
-            any::<u32>().prop_map(|version| Failure::Version { version }),
-        ]
-    }
-
-    fn answers() -> impl Strategy<Value = Answer> {
-        prop_oneof![
-            (1u64..1 << 40, 0u32..=16, 1u32..=4096)
-                .prop_map(|(blocks, log, depth)| Geometry { bytes: blocks << log, block: 1 << log, depth })
-                .prop_map(Answer::Identity),
-            any::<u32>().prop_map(|len| Answer::Done { len }),
-            failures().prop_map(Answer::Failed),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn requests_survive(request in requests(), number: u32) {
-            let message = request.encode(number);
-            prop_assert!(message.kind < KIND_RESERVED);
-            prop_assert_eq!(id(&message), number);
-            prop_assert_eq!(Request::decode(&message), Ok(request));
-            prop_assert_eq!(Answer::decode(&message), Err(CodecError::Kind { kind: message.kind }));
-        }
-
-        #[test]
-        fn answers_survive(answer in answers(), number: u32) {
-            let message = answer.encode(number);
-            prop_assert!(message.kind < KIND_RESERVED);
-            prop_assert_eq!(id(&message), number);
-            prop_assert_eq!(Answer::decode(&message), Ok(answer));
-            prop_assert_eq!(Request::decode(&message), Err(CodecError::Kind { kind: message.kind }));
-        }
-
-        #[test]
-        fn anything_is_decoded_or_refused(kind in prop_oneof![0u8..8, 0x80u8..0x88, any::<u8>()], rest: [u8; 17]) {
-            let mut bytes = [kind; 18];
-            bytes[1..].copy_from_slice(&rest);
-            fuzz(bytes);
-            bytes[6..].fill(0);
-            fuzz(bytes);
-        }
-    }
-
-    #[test]
-    fn an_absurd_device_is_refused() {
-        let identity = |flags, args| Answer::decode(&Head { kind: IDENTITY, flags, args });
-        assert!(matches!(identity(32, [0, 0, 1, 1]), Err(CodecError::Form { .. })));
-        assert!(matches!(identity(17, [0, 0, 1, 1]), Err(CodecError::Geometry(GeometryError::Block { .. }))));
-        assert!(matches!(identity(9, [0, 0, 0, 1]), Err(CodecError::Geometry(GeometryError::Bytes { .. }))));
-        assert!(matches!(identity(9, [0, 0, 1, 0]), Err(CodecError::Geometry(GeometryError::Depth { .. }))));
-        assert!(identity(9, [0, 512, 0, 1]).is_ok());
-    }
-}
+mod tests;

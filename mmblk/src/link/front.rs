@@ -2,8 +2,9 @@
 //!
 //! # When the device's domain dies
 //! Every request is kept, with its payload, until its answer has come. When the lane goes down nothing fails; when a
-//! successor is there, it is asked who it is, and if it is the same device (same geometry), all unfinished requests
-//! are sent again in the order of their submission. So a caller sees a pause and no more.
+//! successor is there, it is asked who it is, and if it is the same device (same block sizes, depth and features, and
+//! not smaller), all unfinished requests are sent again in the order of their submission. So a caller sees a pause and
+//! no more. A successor that is larger has grown meanwhile, and is reported as any resize.
 //!
 //! Sending again is harmless: reads, writes, flushes and discards may be carried out twice as long as nothing else
 //! has happened to the same bytes in between, and nothing has been reported that says so: requests in flight together
@@ -32,14 +33,11 @@ use fido_core::payload::Payload;
 use fido_core::wait::{PeerView, Source, WakeId};
 use fido_core::waiter::Waiter;
 
-use super::codec::{self, Answer, CodecError, Failure, Request, VERSION};
+use super::codec::{self, Answer, CodecError, Failure, IDENTIFY_ID, Identity, Request, VERSION};
 use super::rescue::{Dead, rescue};
 use super::table::{Pending, Table};
 use crate::finished::Finished;
-use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Geometry};
-
-/// The id of the question who the device is; no request has it, its index being beyond any table.
-const IDENTIFY_ID: u32 = u32::MAX;
+use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Features, Geometry};
 
 /// Why there is no device behind a lane.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +97,9 @@ enum State {
 #[derive(Debug)]
 pub struct LinkQueue {
     lane: Lane,
-    geometry: Geometry,
+    identity: Identity,
+    /// The size has changed since [`BlockQueue::resized`] was last called.
+    resized: bool,
     state: State,
     table: Table,
     /// Requests that the peer does not have yet, in order.
@@ -117,12 +117,13 @@ impl LinkQueue {
     /// # Errors
     /// [`ConnectError`], which names the lane.
     pub fn connect(mut lane: Lane, timeout: Duration) -> Result<Self, ConnectError> {
-        let geometry = identify(&mut lane, timeout)?;
+        let identity = identify(&mut lane, timeout)?;
         let mut queue = Self {
             lane,
-            geometry,
+            identity,
+            resized: false,
             state: State::Ready,
-            table: Table::new(geometry.depth),
+            table: Table::new(identity.geometry.depth),
             unsent: VecDeque::new(),
             finished: Finished::default(),
             dead: None,
@@ -184,6 +185,9 @@ impl LinkQueue {
         if id == IDENTIFY_ID && self.state == State::Asked {
             return self.identified(answer);
         }
+        if let (IDENTIFY_ID, State::Ready, Ok(Answer::Identity(news))) = (id, &self.state, &answer) {
+            return self.news(*news);
+        }
         match answer {
             Ok(Answer::Done { len }) => self.done(id, len, payload),
             Ok(Answer::Failed(failure)) => self.fail(id, |op| failure.into_error(op)),
@@ -195,10 +199,15 @@ impl LinkQueue {
     /// The successor has said who it is.
     fn identified(&mut self, answer: Result<Answer, CodecError>) {
         self.state = match answer {
-            Ok(Answer::Identity(geometry)) if geometry == self.geometry => State::Ready,
-            Ok(Answer::Identity(geometry)) => {
-                State::Foreign(format!("another geometry after its restart: {geometry:?}, was {:?}", self.geometry))
-            }
+            Ok(Answer::Identity(found)) => match self.is_successor(&found) {
+                true => {
+                    self.set_bytes(found.geometry.bytes);
+                    State::Ready
+                }
+                false => {
+                    State::Foreign(format!("another device after its restart: {found:?}, was {:?}", self.identity))
+                }
+            },
             Ok(Answer::Failed(Failure::Version { version })) => {
                 State::Foreign(format!("protocol version {version} after its restart, not {VERSION}"))
             }
@@ -213,6 +222,34 @@ impl LinkQueue {
                 }
             }
         }
+    }
+
+    /// Whether that is our device, with the same size or a larger one.
+    fn is_successor(&self, found: &Identity) -> bool {
+        self.is_same(found) && found.geometry.bytes >= self.identity.geometry.bytes
+    }
+
+    /// Whether that is our device, but for its size.
+    fn is_same(&self, found: &Identity) -> bool {
+        let bytes = self.identity.geometry.bytes;
+        Identity { geometry: Geometry { bytes, ..found.geometry }, ..*found } == self.identity
+    }
+
+    fn set_bytes(&mut self, bytes: u64) {
+        if self.identity.geometry.bytes != bytes {
+            tracing::info!(lane = self.lane.name(), bytes, was = self.identity.geometry.bytes, "the disk's size");
+            self.identity.geometry.bytes = bytes;
+            self.resized = true;
+        }
+    }
+
+    /// The device says without being asked who it is: it has another size now. Nothing else about it can change.
+    fn news(&mut self, found: Identity) {
+        if self.is_same(&found) {
+            return self.set_bytes(found.geometry.bytes);
+        }
+        self.lane.memory().stats().refusals.add(1);
+        tracing::warn!(lane = self.lane.name(), ?found, "the disk says that it is another one; not believed");
     }
 
     fn done(&mut self, wire: u32, len: u32, payload: Payload) {
@@ -247,6 +284,11 @@ impl LinkQueue {
         }
     }
 
+    fn check(&self, op: &BlockOp) -> Result<(), BlockError> {
+        self.identity.features.check(op)?;
+        self.identity.geometry.check(op)
+    }
+
     /// The request with that id, if the peer has it.
     fn sent(&mut self, wire: u32) -> Option<&mut Pending> {
         self.table.get_mut(wire).filter(|pending| pending.sent)
@@ -272,7 +314,7 @@ impl LinkQueue {
         }
         while let Some(wire) = self.unsent.pop_front() {
             let Some(pending) = self.table.get_mut(wire) else { continue };
-            let head = Request::of(&pending.op, self.geometry.block).encode(wire);
+            let head = Request::of(&pending.op, self.identity.geometry.block).encode(wire);
             let payload = without_dead(&mut pending.op, self.dead, self.lane.memory());
             let error = match payload.and_then(|payload| self.lane.send(head, payload)) {
                 Ok(()) => {
@@ -297,16 +339,24 @@ impl LinkQueue {
 
 impl BlockQueue for LinkQueue {
     fn geometry(&self) -> Geometry {
-        self.geometry
+        self.identity.geometry
+    }
+
+    fn features(&self) -> Features {
+        self.identity.features
+    }
+
+    fn resized(&mut self) -> Option<Geometry> {
+        std::mem::take(&mut self.resized).then_some(self.identity.geometry)
     }
 
     fn submit(&mut self, id: u64, mut op: BlockOp) -> Result<(), Busy> {
-        if self.table.len() + self.finished.len() >= self.geometry.depth as usize {
+        if self.table.len() + self.finished.len() >= self.identity.geometry.depth as usize {
             return Err(Busy(op));
         }
         if let State::Foreign(reason) = &self.state {
             self.finished.push(id, Err(BlockError::Protocol(reason.clone())));
-        } else if let Err(error) = self.geometry.check(&op) {
+        } else if let Err(error) = self.check(&op) {
             self.finished.push(id, Err(error));
         } else {
             rescue_early(&mut op, self.dead, &self.lane);
@@ -352,7 +402,7 @@ impl Source for LinkQueue {
     }
 
     fn ready(&mut self) -> bool {
-        !self.finished.is_empty() || self.lane.ready()
+        self.resized || !self.finished.is_empty() || self.lane.ready()
     }
 
     fn disarm(&mut self) {
@@ -390,7 +440,7 @@ fn ask(lane: &mut Lane) -> bool {
 }
 
 /// Asks whoever is or comes at the other end, and waits for the answer.
-fn identify(lane: &mut Lane, timeout: Duration) -> Result<Geometry, ConnectError> {
+fn identify(lane: &mut Lane, timeout: Duration) -> Result<Identity, ConnectError> {
     let name = lane.name().to_owned();
     let wait_error = |error| ConnectError::Wait { lane: name.clone(), error };
     let mut waiter = Waiter::new(WaitStrategy::Sleep).map_err(wait_error)?;
@@ -417,10 +467,10 @@ fn identify(lane: &mut Lane, timeout: Duration) -> Result<Geometry, ConnectError
     }
 }
 
-fn identity(lane: &str, head: &Head) -> Result<Geometry, ConnectError> {
+fn identity(lane: &str, head: &Head) -> Result<Identity, ConnectError> {
     let wrong = |answer: String| ConnectError::Answer { lane: lane.to_owned(), answer };
     match Answer::decode(head) {
-        Ok(Answer::Identity(geometry)) if codec::id(head) == IDENTIFY_ID => Ok(geometry),
+        Ok(Answer::Identity(identity)) if codec::id(head) == IDENTIFY_ID => Ok(identity),
         Ok(Answer::Failed(Failure::Version { version })) => {
             Err(ConnectError::Version { lane: lane.to_owned(), found: version })
         }

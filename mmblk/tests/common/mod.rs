@@ -11,7 +11,7 @@ use fido_core::memory::Memory;
 use fido_core::payload::{MAX_SEGMENTS, Payload};
 use fido_core::testing::private_memory;
 use fido_core::waiter::Waiter;
-use mmblk::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Geometry, MAX_REQUEST_BYTES};
+use mmblk::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Features, Geometry, MAX_REQUEST_BYTES};
 use proptest::prelude::*;
 
 /// No test may take longer.
@@ -19,6 +19,10 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The geometry of every device under test.
 pub const GEOMETRY: Geometry = Geometry { bytes: 8 << 20, block: 512, depth: 8 };
+
+/// What a device that a test plays can do.
+pub const FEATURES: Features =
+    Features { read_only: false, discard: true, write_zeroes: true, volatile_cache: true, preferred_block: 4096 };
 
 /// A queue under test, and the memory of its user.
 pub struct Rig<Q> {
@@ -126,6 +130,7 @@ pub fn conforms<Q: BlockQueue>(make: impl Fn() -> Rig<Q>) {
     refuses_wild_addresses(&mut make());
     holds_its_depth(&mut make());
     discards(&mut make());
+    writes_zeroes(&mut make());
     returns_every_buffer(&mut make());
     counts_bytes_once(&mut make());
 }
@@ -185,6 +190,7 @@ pub fn keeps_its_limits<Q: BlockQueue>(rig: &mut Rig<Q>) {
     assert!(size(rig.one(BlockOp::Read { offset: 0, len: 0 })));
     assert!(size(rig.one(BlockOp::Write { offset: 0, data: Payload::new(), durable: false })));
     assert!(size(rig.one(BlockOp::Discard { offset: 0, len: 0 })));
+    assert!(size(rig.one(zeroes(0, 0, false, false))));
 }
 
 pub fn refuses_bad_ranges<Q: BlockQueue>(rig: &mut Rig<Q>) {
@@ -193,6 +199,7 @@ pub fn refuses_bad_ranges<Q: BlockQueue>(rig: &mut Rig<Q>) {
         assert_eq!(rig.read(offset, len as u32).unwrap_err(), error);
         assert_eq!(rig.write(offset, &vec![1; len as usize]).unwrap_err(), error);
         assert_eq!(rig.one(BlockOp::Discard { offset, len }).unwrap_err(), error);
+        assert_eq!(rig.one(zeroes(offset, len, false, true)).unwrap_err(), error);
     }
     for (offset, len) in [(1, 512), (0, 511), (511, 513)] {
         let error = BlockError::Misaligned { offset, len };
@@ -243,6 +250,30 @@ pub fn discards<Q: BlockQueue>(rig: &mut Rig<Q>) {
     }
     rig.one(BlockOp::Discard { offset: 0, len: GEOMETRY.bytes }).unwrap();
     assert_eq!(rig.queue.geometry(), GEOMETRY);
+}
+
+pub fn zeroes(offset: u64, len: u64, durable: bool, unmap: bool) -> BlockOp {
+    BlockOp::WriteZeroes { offset, len, durable, unmap }
+}
+
+pub fn writes_zeroes<Q: BlockQueue>(rig: &mut Rig<Q>) {
+    let features = rig.queue.features();
+    assert!(features.write_zeroes && !features.read_only && features.preferred_block >= GEOMETRY.block);
+    let bytes = pattern(11, 256 << 10);
+    for (durable, unmap) in [(false, false), (false, true), (true, false), (true, true)] {
+        rig.write(0, &bytes).unwrap();
+        assert!(rig.one(zeroes(512, 100 << 10, durable, unmap)).unwrap().is_empty());
+        let after = rig.read(0, 256 << 10).unwrap();
+        let end = 512 + (100 << 10);
+        assert!(after[512..end].iter().all(|byte| *byte == 0), "durable {durable}, unmap {unmap}");
+        if rig.stores {
+            assert!(after[..512] == bytes[..512] && after[end..] == bytes[end..]);
+        }
+        // Longer than any write may be.
+        rig.one(zeroes(0, GEOMETRY.bytes, durable, unmap)).unwrap();
+        assert!(rig.read(0, 256 << 10).unwrap().iter().all(|byte| *byte == 0));
+    }
+    assert!(rig.queue.resized().is_none());
 }
 
 pub fn returns_every_buffer<Q: BlockQueue>(rig: &mut Rig<Q>) {

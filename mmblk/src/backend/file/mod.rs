@@ -3,6 +3,8 @@
 //! * A write goes to the kernel straight from the windows its payload points into: no copy in user space.
 //! * A read goes from the kernel into a buffer of the own arena, which is then lent.
 //! * A flush is `fdatasync`, a durable write is a write with `RWF_DSYNC`, a discard punches a hole.
+//! * Write-zeroes punches a hole if the space may be given back, or else zeroes the range where it is (`fallocate`);
+//!   where the file system cannot, zeros are written. If it must be durable, `fdatasync` follows.
 //!
 //! A write that has completed is in the page cache: it survives the death of this process, and with a flush the death
 //! of the machine. See `docs/adr/0005-buffered-file-io.md` for why it is not `O_DIRECT`.
@@ -12,6 +14,7 @@
 mod open;
 mod queue;
 mod request;
+mod zeroes;
 
 pub use open::{FileDevice, FileError, FileOptions};
 pub use queue::FileQueue;

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use fido_core::memory::Memory;
-use rustix::fs::FlockOperation;
+use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 
 use super::queue::FileQueue;
-use crate::queue::{BlockError, Geometry, GeometryError};
+use crate::queue::{BlockError, Features, Geometry, GeometryError};
 
 /// What to open, and how to present it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,6 +124,7 @@ pub(super) struct Shared {
     pub(super) file: File,
     pub(super) path: PathBuf,
     pub(super) geometry: Geometry,
+    pub(super) features: Features,
     pub(super) sync_latch: SyncLatch,
 }
 
@@ -178,12 +179,19 @@ impl FileDevice {
         }
         let geometry = Geometry { bytes: bytes - bytes % u64::from(*block), block: *block, depth: *depth };
         let geometry = geometry.checked().map_err(geometry_error)?;
-        Ok(Self(Arc::new(Shared { file, path: path.clone(), geometry, sync_latch: SyncLatch::default() })))
+        let features = features(&file, &geometry);
+        let sync_latch = SyncLatch::default();
+        Ok(Self(Arc::new(Shared { file, path: path.clone(), geometry, features, sync_latch })))
     }
 
     /// What the device is like.
     pub fn geometry(&self) -> Geometry {
         self.0.geometry
+    }
+
+    /// What it can do.
+    pub fn features(&self) -> Features {
+        self.0.features
     }
 
     /// A queue on it, which lends buffers of `memory` and translates with it. One per thread.
@@ -224,6 +232,25 @@ fn lock(file: &File, path: &Path, wait: Duration) -> Result<(), FileError> {
             Err(error) => return Err(os(path, "lock it")(error.into())),
         }
     }
+}
+
+/// The page cache writes whole pages, and reads first what a write leaves of one.
+fn features(file: &File, geometry: &Geometry) -> Features {
+    Features {
+        read_only: false,
+        discard: can_punch(file, geometry),
+        write_zeroes: true,
+        volatile_cache: true,
+        preferred_block: geometry.block.max(rustix::param::page_size() as u32),
+    }
+}
+
+/// Whether what is behind the device can give back space: tried behind the end of it, where nothing is. A block device
+/// refuses that as such, and is believed to be able to: what it cannot, it says at each discard.
+fn can_punch(file: &File, geometry: &Geometry) -> bool {
+    let behind = geometry.bytes.next_multiple_of(1 << 20);
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(file, mode, behind, u64::from(geometry.block)) != Err(Errno::OPNOTSUPP)
 }
 
 /// The size, also of a block device (whose metadata say 0). Nothing here uses the file's position.

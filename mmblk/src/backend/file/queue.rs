@@ -25,7 +25,7 @@ use rustix::io::Errno;
 use super::open::{FileError, Shared, os};
 use super::request::{Request, Step};
 use crate::finished::Finished;
-use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Geometry};
+use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Features, Geometry};
 
 /// How long a read waits for a buffer.
 pub const BUFFER_PATIENCE: Duration = Duration::from_secs(1);
@@ -96,8 +96,9 @@ impl FileQueue {
     }
 
     fn start(&mut self, id: u64, op: BlockOp) -> Result<(), BlockError> {
+        self.device.features.check(&op)?;
         self.device.geometry.check(&op)?;
-        if matches!(op, BlockOp::Flush | BlockOp::Write { durable: true, .. }) {
+        if op.is_durable() {
             self.device.sync_latch.check()?;
         }
         match op {
@@ -111,6 +112,9 @@ impl FileQueue {
             }
             BlockOp::Flush => self.begin(Request::flush(id)),
             BlockOp::Discard { offset, len } => self.begin(Request::discard(id, offset, len)),
+            BlockOp::WriteZeroes { offset, len, durable, unmap } => {
+                self.begin(Request::zeroes(id, offset, len, durable, unmap));
+            }
         }
         Ok(())
     }
@@ -235,6 +239,10 @@ impl FileQueue {
 impl BlockQueue for FileQueue {
     fn geometry(&self) -> Geometry {
         self.device.geometry
+    }
+
+    fn features(&self) -> Features {
+        self.device.features
     }
 
     fn submit(&mut self, id: u64, op: BlockOp) -> Result<(), Busy> {

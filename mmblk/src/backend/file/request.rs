@@ -8,6 +8,7 @@ use fido_core::window::Span;
 use io_uring::{opcode, squeue, types};
 use rustix::io::Errno;
 
+use super::zeroes::Zeroes;
 use crate::queue::BlockError;
 
 /// How often a request is tried again after EINTR or EAGAIN without any progress.
@@ -36,6 +37,7 @@ enum Work {
     },
     Flush,
     Discard,
+    Zeroes(Zeroes),
 }
 
 /// What follows from a completion.
@@ -105,6 +107,10 @@ impl Request {
         Self::new(id, offset, len, Work::Discard)
     }
 
+    pub(super) fn zeroes(id: u64, offset: u64, len: u64, durable: bool, unmap: bool) -> Self {
+        Self::new(id, offset, len, Work::Zeroes(Zeroes::new(durable, unmap)))
+    }
+
     fn new(id: u64, offset: u64, len: u64, work: Work) -> Self {
         Self { id, offset, len, done: 0, tries: 0, work }
     }
@@ -136,6 +142,7 @@ impl Request {
                 .offset(self.offset)
                 .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
                 .build(),
+            Work::Zeroes(zeroes) => zeroes.entry(fd, at, self.len - self.done),
         }
     }
 
@@ -143,6 +150,10 @@ impl Request {
     pub(super) fn step(&mut self, result: i32) -> Step {
         if result < 0 {
             return self.failed(result.wrapping_neg());
+        }
+        if let Work::Zeroes(zeroes) = &mut self.work {
+            self.tries = 0;
+            return zeroes.step(result, self.len, &mut self.done);
         }
         let moves = matches!(self.work, Work::Read(_) | Work::Write { .. });
         if !moves {
@@ -162,6 +173,12 @@ impl Request {
     }
 
     fn failed(&mut self, errno: i32) -> Step {
+        if let Work::Zeroes(zeroes) = &mut self.work
+            && errno == libc::EOPNOTSUPP
+            && zeroes.fall_back()
+        {
+            return Step::Again;
+        }
         match Errno::from_raw_os_error(errno) {
             Errno::INTR | Errno::AGAIN if self.tries < MAX_TRIES => {
                 self.tries += 1;
@@ -176,7 +193,12 @@ impl Request {
 
     /// Whether its success means that something is durable.
     pub(super) fn syncs(&self) -> bool {
-        matches!(self.work, Work::Flush | Work::Write { durable: true, .. })
+        match &self.work {
+            Work::Flush => true,
+            Work::Write { durable, .. } => *durable,
+            Work::Zeroes(zeroes) => zeroes.is_durable(),
+            Work::Read(_) | Work::Discard => false,
+        }
     }
 
     /// The kernel's error, if the request's end with `error` may mean that data in the page cache was lost.
@@ -195,7 +217,8 @@ impl Request {
     pub(super) fn into_result(self) -> (Payload, u64) {
         match self.work {
             Work::Read(buf) => (buf.into_payload(), self.done),
-            _ => (Payload::new(), self.done),
+            Work::Write { .. } => (Payload::new(), self.done),
+            Work::Flush | Work::Discard | Work::Zeroes(_) => (Payload::new(), 0),
         }
     }
 }
@@ -286,5 +309,27 @@ mod tests {
     fn no_progress_is_an_error() {
         let mut request = write(&[100]);
         assert!(matches!(request.step(0), Step::End(Err(BlockError::Io { errno: libc::EIO }))));
+    }
+
+    #[test]
+    fn zeroes_fall_back_from_way_to_way() {
+        let mut request = Request::zeroes(1, 0, (8 << 20) + 512, false, true);
+        for _ in 0..2 {
+            assert!(matches!(request.step(-libc::EOPNOTSUPP), Step::Again));
+        }
+        assert!(!request.syncs());
+        for count in [4 << 20, 1 << 20, 3 << 20] {
+            assert!(matches!(request.step(count), Step::Again));
+        }
+        assert!(matches!(request.step(512), Step::End(Ok(()))));
+        let mut request = Request::zeroes(1, 0, 512, true, false);
+        assert!(matches!(request.step(0), Step::Again), "a sync follows");
+        assert!(matches!(request.step(-libc::EINTR), Step::Again));
+        assert!(matches!(request.step(0), Step::End(Ok(()))));
+        assert!(request.syncs());
+        let mut request = Request::zeroes(1, 0, 512, true, false);
+        assert!(matches!(request.step(-libc::EOPNOTSUPP), Step::Again));
+        let again = request.step(-libc::EOPNOTSUPP);
+        assert!(matches!(again, Step::End(Err(BlockError::Io { errno: libc::EOPNOTSUPP }))), "writing is the last way");
     }
 }

@@ -194,6 +194,27 @@ fn a_discarded_range_reads_zeros_and_frees_space() {
     assert!(found.iter().all(|b| *b == 0) && used() < before || found.iter().all(|b| *b == 1));
 }
 
+/// Memory files can punch holes, but not zero a range in place: there zeros are written.
+#[test]
+fn zeroes_are_written_where_the_file_system_cannot_do_it_itself() {
+    use rustix::fs::{MemfdFlags, memfd_create};
+    let image = memfd_create("image", MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&image, BYTES).unwrap();
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&image));
+    let mut disk = blocking(&FileDevice::open(&FileOptions { block: 512, ..FileOptions::new(path) }).unwrap());
+    let used = || rustix::fs::fstat(&image).unwrap().st_blocks.cast_unsigned() * 512;
+    for (durable, unmap) in [(false, false), (true, false), (true, true)] {
+        disk.write_from(0, &vec![1; BYTES as usize], false, Copied::Metadata).unwrap();
+        disk.write_zeroes(512, BYTES - 1024, durable, unmap).unwrap();
+        assert_eq!(used() < BYTES, unmap);
+        let mut found = vec![9; BYTES as usize];
+        disk.read_into(0, &mut found, Copied::Metadata).unwrap();
+        let last = found.len() - 512;
+        assert!(found[..512].iter().chain(&found[last..]).all(|byte| *byte == 1));
+        assert!(found[512..last].iter().all(|byte| *byte == 0));
+    }
+}
+
 #[test]
 fn a_read_waits_for_a_buffer() {
     let (_dir, device) = device();

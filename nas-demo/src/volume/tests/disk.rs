@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use fido_core::memory::Memory;
 use fido_core::payload::Payload;
 use fido_core::wait::Source;
-use mmblk::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Geometry};
+use mmblk::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Features, Geometry};
 use rustix::event::{EventfdFlags, eventfd};
 
 pub const SECTOR: u64 = 512;
@@ -273,6 +273,7 @@ impl State {
                 Ok(Payload::new())
             }
             BlockOp::Discard { .. } => Ok(Payload::new()),
+            BlockOp::WriteZeroes { .. } => Err(BlockError::Unsupported),
         }
     }
 }
@@ -302,6 +303,11 @@ impl BlockQueue for DiskQueue {
     fn geometry(&self) -> Geometry {
         let state = self.disk.state();
         Geometry { bytes: state.bytes, block: state.block, depth: self.depth }
+    }
+
+    fn features(&self) -> Features {
+        let preferred_block = self.geometry().block;
+        Features { read_only: false, discard: true, write_zeroes: false, volatile_cache: true, preferred_block }
     }
 
     fn submit(&mut self, id: u64, op: BlockOp) -> Result<(), Busy> {
