@@ -41,10 +41,10 @@ const FAILED: u8 = 0x83;
 const DURABLE: u8 = 1;
 const UNMAP: u8 = 2;
 
-const READ_ONLY: u32 = 1;
-const CAN_DISCARD: u32 = 2;
-const CAN_WRITE_ZEROES: u32 = 4;
-const VOLATILE_CACHE: u32 = 8;
+const READ_ONLY: u8 = 1;
+const CAN_DISCARD: u8 = 2;
+const CAN_WRITE_ZEROES: u8 = 4;
+const VOLATILE_CACHE: u8 = 8;
 
 /// The highest bits that a block number or count has.
 const BLOCK_MASK: u64 = (1 << 48) - 1;
@@ -187,12 +187,12 @@ impl Request {
             Self::Identify { version } => head(IDENTIFY, 0, [id, version, 0, 0]),
             Self::Read { offset, len } => head(READ, 0, [id, low(offset), high(offset), len]),
             Self::Write { offset, len, durable } => {
-                head(WRITE, u8::from(durable) * DURABLE, [id, low(offset), high(offset), len])
+                head(WRITE, flag(durable, DURABLE), [id, low(offset), high(offset), len])
             }
             Self::Flush => head(FLUSH, 0, [id, 0, 0, 0]),
             Self::Discard { block, blocks } => range(DISCARD, 0, id, block, blocks),
             Self::WriteZeroes { block, blocks, durable, unmap } => {
-                let flags = u8::from(durable) * DURABLE | u8::from(unmap) * UNMAP;
+                let flags = flag(durable, DURABLE) | flag(unmap, UNMAP);
                 range(WRITE_ZEROES, flags, id, block, blocks)
             }
         }
@@ -243,12 +243,12 @@ impl Identity {
     fn encode(self, id: u32) -> Head {
         let Self { geometry: Geometry { bytes, block, depth }, features } = self;
         let Features { read_only, discard, write_zeroes, volatile_cache, preferred_block } = features;
-        let bits = u32::from(read_only) * READ_ONLY
-            | u32::from(discard) * CAN_DISCARD
-            | u32::from(write_zeroes) * CAN_WRITE_ZEROES
-            | u32::from(volatile_cache) * VOLATILE_CACHE;
+        let bits = flag(read_only, READ_ONLY)
+            | flag(discard, CAN_DISCARD)
+            | flag(write_zeroes, CAN_WRITE_ZEROES)
+            | flag(volatile_cache, VOLATILE_CACHE);
         // The depth is at most `MAX_DEPTH`, a log2 at most 31: neither reaches beyond its place.
-        let last = depth | preferred_block.trailing_zeros() << 16 | bits << 24;
+        let last = depth | preferred_block.trailing_zeros() << 16 | u32::from(bits) << 24;
         head(IDENTITY, block.trailing_zeros() as u8, [id, low(bytes), high(bytes), last])
     }
 
@@ -256,7 +256,7 @@ impl Identity {
     /// [`CodecError::Geometry`] for what is beyond the limits; `form` if a number means nothing.
     fn decode(message: &Head, form: CodecError) -> Result<Self, CodecError> {
         let [_, low, high, last] = message.args;
-        let (depth, preferred, bits) = (last & 0xFFFF, last >> 16 & 0xFF, last >> 24);
+        let (depth, preferred, bits) = (last & 0xFFFF, last >> 16 & 0xFF, (last >> 24) as u8);
         if bits >= 2 * VOLATILE_CACHE {
             return Err(form);
         }
@@ -381,6 +381,10 @@ const fn head(kind: u8, flags: u8, args: [u32; 4]) -> Head {
 const fn range(kind: u8, flags: u8, id: u32, block: u64, blocks: u64) -> Head {
     let (block, blocks) = (block & BLOCK_MASK, blocks & BLOCK_MASK);
     head(kind, flags, [id, low(block), high(block) | high(blocks) << 16, low(blocks)])
+}
+
+const fn flag(is_set: bool, flag: u8) -> u8 {
+    if is_set { flag } else { 0 }
 }
 
 const fn low(value: u64) -> u32 {
