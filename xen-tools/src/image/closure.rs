@@ -9,8 +9,12 @@ use std::path::{Path, PathBuf};
 use super::elf::{self, ElfError};
 
 /// Where Debian has the libraries of the first architecture, below a root.
-const LIBRARY_FOLDERS: [&str; 3] =
-    ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib/xen-4.17/lib/x86_64-linux-gnu"];
+const LIBRARY_FOLDERS: [&str; 4] = [
+    "lib/x86_64-linux-gnu",
+    "usr/lib/x86_64-linux-gnu",
+    "usr/lib/x86_64-linux-gnu/ceph",
+    "usr/lib/xen-4.17/lib/x86_64-linux-gnu",
+];
 
 /// What is missing, or cannot be read.
 #[derive(Debug, thiserror::Error)]

@@ -130,6 +130,12 @@ pub struct Running {
 }
 
 impl Running {
+    /// Its process.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits until the program ends (then its status comes), `enough` says so, or the limit is over (then `None`).
     ///
     /// # Errors

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use super::cache::Cache;
 use super::exec::Supervisor;
+use super::kernel::{self, keep, only};
+use super::module;
 use super::packages::{self, Package};
 use super::programs::Programs;
 use super::{TestbedError, io_error};
-use super::{kernel, module};
 use crate::image::closure::{self, Modules};
 use crate::image::cpio::Archive;
 use crate::image::guest::{self, Guest};
@@ -95,8 +96,9 @@ impl Parts {
         let entry = |name, packages: &[Package], then: &dyn Fn(&Path) -> Result<(), TestbedError>| {
             packages::entry(supervisor, (&cache, root), (name, VERSION), packages, again, then)
         };
+        let modules: Vec<&str> = DOM0_MODULES.into_iter().chain(GUEST_MODULES).collect();
         let hypervisor = entry("hypervisor", &hypervisor, &|folder| hypervisor_of(supervisor, folder))?;
-        let kernel = entry("kernel", &kernel, &|folder| kernel_of(supervisor, folder))?;
+        let kernel = entry("kernel", &kernel, &|folder| kernel::unpacked(supervisor, folder, &modules))?;
         let dom0 = entry("dom0", &resolved, &|folder| dom0_of(folder))?;
         Ok(Self {
             hypervisor: hypervisor.join("xen"),
@@ -160,20 +162,6 @@ fn hypervisor_of(supervisor: &Supervisor, folder: &Path) -> Result<(), TestbedEr
     keep(folder, &["xen"])
 }
 
-/// `vmlinux` and `modules` from the kernel's package.
-fn kernel_of(supervisor: &Supervisor, folder: &Path) -> Result<(), TestbedError> {
-    let packed = only(&folder.join("boot"), |name| name.starts_with("vmlinuz-"))?;
-    kernel::extract(supervisor, &packed, &folder.join("vmlinux"))?;
-    let modules = folder.join("modules");
-    fs::create_dir(&modules).map_err(io_error(&modules))?;
-    let names: Vec<&str> = DOM0_MODULES.into_iter().chain(GUEST_MODULES).collect();
-    for file in Modules::find(&folder.join("lib/modules"))?.load_order(&names)? {
-        let to = modules.join(file.file_name().unwrap_or_default());
-        fs::copy(&file, &to).map_err(io_error(&to))?;
-    }
-    keep(folder, &["vmlinux", "modules"])
-}
-
 /// `dom0.cpio`: the toolstack with its libraries, and busybox for who looks around.
 fn dom0_of(folder: &Path) -> Result<(), TestbedError> {
     let mut archive = Archive::new();
@@ -198,24 +186,4 @@ fn dom0_of(folder: &Path) -> Result<(), TestbedError> {
     let to = folder.join("dom0.cpio");
     archive.write(BufWriter::new(File::create(&to).map_err(io_error(&to))?))?;
     keep(folder, &["dom0.cpio"])
-}
-
-/// The one file of a folder whose name is like that.
-fn only(folder: &Path, is_it: impl Fn(&str) -> bool) -> Result<PathBuf, TestbedError> {
-    let files = fs::read_dir(folder).map_err(io_error(folder))?;
-    let found = files.flatten().find(|entry| is_it(&entry.file_name().to_string_lossy()));
-    found.map(|entry| entry.path()).ok_or_else(|| TestbedError::NotInPackage(folder.to_path_buf()))
-}
-
-/// Removes everything else.
-fn keep(folder: &Path, names: &[&str]) -> Result<(), TestbedError> {
-    for entry in fs::read_dir(folder).map_err(io_error(folder))? {
-        let entry = entry.map_err(io_error(folder))?;
-        if !names.iter().any(|name| entry.file_name() == *name) {
-            let path = entry.path();
-            let is_folder = entry.file_type().map_err(io_error(&path))?.is_dir();
-            if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }.map_err(io_error(&path))?;
-        }
-    }
-    Ok(())
 }

@@ -1,21 +1,23 @@
-//! The kernel itself out of Debian's compressed one, so that nothing is decompressed under emulation.
+//! The kernel and its modules out of Debian's package. It is unpacked here, so that nothing is under emulation.
 //!
 //! Source of the format: `Documentation/arch/x86/boot.rst` of the Linux kernel.
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::exec::{ExecError, Supervisor};
 use super::{TestbedError, io_error};
+use crate::image::closure::Modules;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// The compressed kernel inside a "bzImage", if it is one and compressed with xz.
-fn payload(image: &[u8]) -> Option<&[u8]> {
+/// The compressed kernel inside a "bzImage" and what unpacks it, if it is one and compressed with xz or lz4.
+fn payload(image: &[u8]) -> Option<(&'static [&'static str], &[u8])> {
     const XZ: &[u8] = b"\xfd7zXZ\0";
+    const LZ4: &[u8] = b"\x02\x21\x4c\x18";
     let word = |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?) as usize);
     if image.get(0x202..0x206)? != b"HdrS" {
         return None;
@@ -26,17 +28,64 @@ fn payload(image: &[u8]) -> Option<&[u8]> {
     };
     let begin = (sectors + 1) * 512 + word(0x248)?;
     let payload = image.get(begin..begin.checked_add(word(0x24c)?)?)?;
-    payload.starts_with(XZ).then_some(payload)
+    if payload.starts_with(XZ) {
+        return Some((&["xz", "--decompress", "--stdout", "--single-stream"], payload));
+    }
+    // The kernel's build puts the unpacked size behind it, which the format itself does not have.
+    let (packed, _size) = payload.split_last_chunk::<4>()?;
+    packed.starts_with(LZ4).then_some((&["lz4", "--decompress", "--stdout"], packed))
 }
 
 /// Writes the ELF file that is in `image` to `to`.
 ///
 /// # Errors
-/// An image of another kind, or what `xz` says.
+/// An image of another kind, or what `xz` or `lz4` says.
 pub fn extract(supervisor: &Supervisor, image: &Path, to: &Path) -> Result<(), TestbedError> {
     let bytes = fs::read(image).map_err(io_error(image))?;
-    let payload = payload(&bytes).ok_or_else(|| TestbedError::BadKernel(image.to_path_buf()))?;
-    decompress(supervisor, &["xz", "--decompress", "--stdout", "--single-stream"], payload, to)
+    let (words, payload) = payload(&bytes).ok_or_else(|| TestbedError::BadKernel(image.to_path_buf()))?;
+    decompress(supervisor, words, payload, to)
+}
+
+/// Leaves `vmlinux`, and in `modules` those of `names` with what they need, of the kernel's package in `folder`.
+///
+/// # Errors
+/// What is not in the package, or what [`extract`] says.
+pub fn unpacked(supervisor: &Supervisor, folder: &Path, names: &[&str]) -> Result<(), TestbedError> {
+    let packed = only(&folder.join("boot"), |name| name.starts_with("vmlinuz-"))?;
+    extract(supervisor, &packed, &folder.join("vmlinux"))?;
+    let modules = folder.join("modules");
+    fs::create_dir(&modules).map_err(io_error(&modules))?;
+    for file in Modules::find(&folder.join("lib/modules"))?.load_order(names)? {
+        let to = modules.join(file.file_name().unwrap_or_default());
+        fs::copy(&file, &to).map_err(io_error(&to))?;
+    }
+    keep(folder, &["vmlinux", "modules"])
+}
+
+/// The one file of a folder whose name is like that.
+///
+/// # Errors
+/// There is none, or the folder cannot be read.
+pub fn only(folder: &Path, is_it: impl Fn(&str) -> bool) -> Result<PathBuf, TestbedError> {
+    let files = fs::read_dir(folder).map_err(io_error(folder))?;
+    let found = files.flatten().find(|entry| is_it(&entry.file_name().to_string_lossy()));
+    found.map(|entry| entry.path()).ok_or_else(|| TestbedError::NotInPackage(folder.to_path_buf()))
+}
+
+/// Removes everything else from a folder.
+///
+/// # Errors
+/// The system's.
+pub fn keep(folder: &Path, names: &[&str]) -> Result<(), TestbedError> {
+    for entry in fs::read_dir(folder).map_err(io_error(folder))? {
+        let entry = entry.map_err(io_error(folder))?;
+        if !names.iter().any(|name| entry.file_name() == *name) {
+            let path = entry.path();
+            let is_folder = entry.file_type().map_err(io_error(&path))?.is_dir();
+            if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }.map_err(io_error(&path))?;
+        }
+    }
+    Ok(())
 }
 
 /// Runs a decompressor over bytes and writes what comes out to `to`.
@@ -81,10 +130,17 @@ mod tests {
         let payload_bytes = b"\xfd7zXZ\0kernel";
         for sectors in [0, 1, 31] {
             let mut whole = image(sectors, payload_bytes);
-            assert_eq!(payload(&whole), Some(&payload_bytes[..]), "{sectors}");
+            assert_eq!(payload(&whole).unwrap().1, payload_bytes, "{sectors}");
             whole.push(0);
-            assert_eq!(payload(&whole), Some(&payload_bytes[..]), "{sectors}");
+            assert_eq!(payload(&whole).unwrap().1, payload_bytes, "{sectors}");
         }
+    }
+
+    #[test]
+    fn the_size_behind_lz4_is_cut_off() {
+        let (words, packed) =
+            payload(&image(4, b"\x02\x21\x4c\x18kernel\x01\0\0\0")).map(|(w, p)| (w, p.to_vec())).unwrap();
+        assert_eq!((words[0], &packed[..]), ("lz4", &b"\x02\x21\x4c\x18kernel"[..]));
     }
 
     #[test]

@@ -3,12 +3,12 @@
 //! Everything comes from Debian's packages and from this source tree; see `docs/xen-testbed.md`. Nothing is installed
 //! but QEMU, by apt and by name. Times that are measured under emulation mean nothing but in relation to each other.
 
-mod cache;
-mod exec;
+pub(crate) mod cache;
+pub(crate) mod exec;
 mod images;
-mod kernel;
+pub(crate) mod kernel;
 mod module;
-mod packages;
+pub(crate) mod packages;
 mod programs;
 mod qemu;
 pub mod scenario;
@@ -93,7 +93,7 @@ pub enum TestbedError {
     #[error("{0}: the package does not have what was looked for here")]
     NotInPackage(PathBuf),
     /// A kernel of another kind.
-    #[error("{0}: not a kernel image compressed with xz")]
+    #[error("{0}: not a kernel image compressed with xz or lz4")]
     BadKernel(PathBuf),
     /// Not in the source tree.
     #[error("{0} is not in Fido's source tree, which the testbed builds its programs from")]
@@ -133,7 +133,7 @@ pub enum TestbedError {
     Unreported(String),
 }
 
-fn io_error(path: &Path) -> impl FnOnce(io::Error) -> TestbedError {
+pub(crate) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> TestbedError {
     |error| TestbedError::File { path: path.to_path_buf(), error }
 }
 
@@ -221,7 +221,15 @@ fn prepare(
     source: &Path,
     step: &dyn Fn(&str),
 ) -> Result<Parts, TestbedError> {
-    let prepare = || Parts::prepare(supervisor, &options.cache, source, options.rebuild);
+    with_lists(supervisor, step, || Parts::prepare(supervisor, &options.cache, source, options.rebuild))
+}
+
+/// Does what needs apt's lists; if it fails, root fetches them, and it is done once more.
+pub(crate) fn with_lists<T>(
+    supervisor: &Supervisor,
+    step: &dyn Fn(&str),
+    prepare: impl Fn() -> Result<T, TestbedError>,
+) -> Result<T, TestbedError> {
     match prepare() {
         Err(TestbedError::NoPackage(_) | TestbedError::Exec(ExecError::Failed { .. })) if is_root() => {
             step("apt's lists are missing or old: apt-get update");
@@ -230,6 +238,14 @@ fn prepare(
         }
         parts => parts,
     }
+}
+
+/// The user's folder for what can be made again: the default for [`Options::cache`].
+#[must_use]
+pub fn default_cache() -> PathBuf {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+    cache.unwrap_or_else(std::env::temp_dir).join("fido/xen")
 }
 
 fn need_programs(supervisor: &Supervisor, step: &dyn Fn(&str)) -> Result<(), TestbedError> {

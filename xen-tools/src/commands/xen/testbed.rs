@@ -82,7 +82,7 @@ impl Command {
             memory: self.memory,
             processors: self.processors,
             logs: here.join(self.logs),
-            cache: here.join(self.cache.unwrap_or_else(default_cache)),
+            cache: here.join(self.cache.unwrap_or_else(testbed::default_cache)),
             source: here,
             rebuild: self.rebuild,
             keep: self.keep,
@@ -95,11 +95,4 @@ impl Command {
         say(&format!("{} of {} scenarios passed", outcome.results.len() - failed, outcome.results.len()));
         Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
     }
-}
-
-/// The user's folder for what can be made again.
-fn default_cache() -> PathBuf {
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
-    cache.unwrap_or_else(std::env::temp_dir).join("fido/xen")
 }
