@@ -81,6 +81,7 @@ pub mod platform;
 mod poll_set;
 pub mod presence;
 pub mod ring;
+pub mod socket;
 pub mod spin;
 pub mod stats;
 mod sync;

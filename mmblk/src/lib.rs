@@ -5,6 +5,7 @@
 
 pub mod backend;
 pub mod blocking;
+pub mod extents;
 mod finished;
 pub mod link;
 pub mod queue;

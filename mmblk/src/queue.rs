@@ -117,6 +117,14 @@ pub enum BlockOp {
         /// Whether the space behind the range may be given back.
         unmap: bool,
     },
+    /// Asks what of a range is allocated. The answer is a list in the device's arena, see [`crate::extents`]. A device
+    /// that cannot say answers [`BlockError::Unsupported`], and all of it counts as allocated.
+    Extents {
+        /// First byte.
+        offset: u64,
+        /// How many bytes; as for a discard not limited to [`MAX_REQUEST_BYTES`].
+        len: u64,
+    },
 }
 
 /// Why a request failed. The device stays usable.
@@ -177,7 +185,7 @@ pub enum BlockError {
 pub struct BlockCompletion {
     /// The id it was submitted with.
     pub id: u64,
-    /// For a read, the data on loan (drop it to return it); for all else, nothing.
+    /// For a read, the data on loan (drop it to return it); for extents, their list; for all else, nothing.
     pub result: Result<Payload, BlockError>,
 }
 
@@ -220,7 +228,7 @@ impl BlockOp {
         match self {
             Self::Read { len, .. } => u64::from(*len),
             Self::Write { data, .. } => data.len(),
-            Self::Flush | Self::Discard { .. } | Self::WriteZeroes { .. } => 0,
+            Self::Flush | Self::Discard { .. } | Self::WriteZeroes { .. } | Self::Extents { .. } => 0,
         }
     }
 
@@ -230,7 +238,9 @@ impl BlockOp {
             Self::Flush => (0, 0, 0),
             Self::Read { offset, len } => (*offset, u64::from(*len), 0),
             Self::Write { offset, data, .. } => (*offset, data.len(), data.parts().len()),
-            Self::Discard { offset, len } | Self::WriteZeroes { offset, len, .. } => (*offset, *len, 0),
+            Self::Discard { offset, len } | Self::WriteZeroes { offset, len, .. } | Self::Extents { offset, len } => {
+                (*offset, *len, 0)
+            }
         }
     }
 
@@ -259,7 +269,7 @@ impl Features {
     /// The [`BlockError`] that the request has to complete with.
     pub fn check(&self, op: &BlockOp) -> Result<(), BlockError> {
         match op {
-            BlockOp::Read { .. } | BlockOp::Flush => Ok(()),
+            BlockOp::Read { .. } | BlockOp::Flush | BlockOp::Extents { .. } => Ok(()),
             _ if self.read_only => Err(BlockError::ReadOnly),
             BlockOp::Discard { .. } if !self.discard => Err(BlockError::Unsupported),
             BlockOp::WriteZeroes { .. } if !self.write_zeroes => Err(BlockError::Unsupported),

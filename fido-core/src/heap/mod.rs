@@ -216,6 +216,39 @@ impl Filling {
         }
     }
 
+    /// Copies the next bytes, which have just been written, into `out` instead of lending them (at most
+    /// [`Filling::room`]): headers between pieces of payload. Returns how many.
+    pub fn take(&mut self, out: &mut [u8]) -> usize {
+        let count = out.len().min(self.room());
+        // SAFETY: `count` bytes from `spare` on lie in the buffer and are initialised; nobody writes them meanwhile but
+        // this filling's holder, whom we borrow exclusively, and `out` is private memory.
+        unsafe { std::ptr::copy_nonoverlapping(self.spare().as_ptr(), out.as_mut_ptr(), count) };
+        self.filled += count;
+        count
+    }
+
+    /// Passes over the next `len` bytes (at most [`Filling::room`]), which are never lent.
+    pub fn skip(&mut self, len: usize) {
+        self.filled += len.min(self.room());
+    }
+
+    /// Starts from the first byte again, if nothing is on loan; false if something is.
+    pub fn rewind(&mut self) -> bool {
+        // SYNC: `get_mut` acquires what the last other holder released when it dropped its hold: its reads are over
+        // before the bytes are written anew.
+        let unlent = Arc::get_mut(&mut self.buf).is_some();
+        if unlent {
+            self.filled = 0;
+        }
+        unlent
+    }
+
+    /// The whole buffer's length.
+    #[expect(clippy::len_without_is_empty, reason = "a buffer is never empty")]
+    pub fn len(&self) -> usize {
+        self.buf.0.len()
+    }
+
     /// Whether nothing of it is on loan.
     pub fn is_unlent(&self) -> bool {
         Arc::strong_count(&self.buf) == 1

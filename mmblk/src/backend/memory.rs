@@ -14,6 +14,7 @@ use fido_core::wait::Source;
 use fido_core::window::Span;
 
 use super::{DeviceError, memory_features, silent_wake};
+use crate::extents::{self, Extent};
 use crate::finished::Finished;
 use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Features, Geometry};
 
@@ -65,6 +66,7 @@ impl MemoryQueue {
         match op {
             BlockOp::Read { offset, len } => self.read(*offset, *len as usize),
             BlockOp::Write { offset, data, .. } => self.write(*offset, data),
+            BlockOp::Extents { len, .. } => extents::write(&[Extent { len: *len, hole: false }], &self.memory),
             BlockOp::Flush => Ok(Payload::new()),
             BlockOp::Discard { offset, len } | BlockOp::WriteZeroes { offset, len, .. } => {
                 self.change(*offset, *len, |content| content.fill(0))

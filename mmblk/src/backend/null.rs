@@ -10,6 +10,7 @@ use fido_core::payload::Payload;
 use fido_core::wait::Source;
 
 use super::{DeviceError, memory_features, silent_wake};
+use crate::extents::{self, Extent};
 use crate::finished::Finished;
 use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Features, Geometry, MAX_REQUEST_BYTES};
 
@@ -45,6 +46,7 @@ impl NullQueue {
                 self.memory.translate_all(data).map_err(|e| BlockError::Address(e.to_string()))?;
                 Ok(Payload::new())
             }
+            BlockOp::Extents { len, .. } => extents::write(&[Extent { len: *len, hole: true }], &self.memory),
             BlockOp::Flush | BlockOp::Discard { .. } | BlockOp::WriteZeroes { .. } => Ok(Payload::new()),
         }
     }

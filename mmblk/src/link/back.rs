@@ -163,6 +163,9 @@ impl<Q: BlockQueue> BackEnd<Q> {
                 let (offset, len) = (first.saturating_mul(block), blocks.saturating_mul(block));
                 BlockOp::WriteZeroes { offset, len, durable, unmap }
             }
+            Ok(Request::Extents { block: first, blocks }) => {
+                BlockOp::Extents { offset: first.saturating_mul(block), len: blocks.saturating_mul(block) }
+            }
             Err(error) => {
                 self.lane.memory().stats().refusals.add(1);
                 tracing::warn!(lane = self.lane.name(), %error, "a malformed request");

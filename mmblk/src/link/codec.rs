@@ -8,8 +8,9 @@
 //! | flush | 0x04 | | id | |
 //! | discard | 0x05 | | id, block low, block high:16 and count high:16, count low | |
 //! | write-zeroes | 0x06 | 1: durable, 2: unmap | as of discard | |
+//! | extents | 0x07 | | as of discard | |
 //! | identity | 0x81 | log2 of the block size | id, bytes low, bytes high, depth:16 and preferred:8 and features:8 | |
-//! | done | 0x82 | | id, length | of a read, the data |
+//! | done | 0x82 | | id, length | of a read, the data; of extents, their list |
 //! | failed | 0x83 | code | id, errno or version | |
 //!
 //! *Preferred* is the log2 of the preferred block size; the features are 1: read-only, 2: discard, 4: write-zeroes,
@@ -34,6 +35,7 @@ const WRITE: u8 = 0x03;
 const FLUSH: u8 = 0x04;
 const DISCARD: u8 = 0x05;
 const WRITE_ZEROES: u8 = 0x06;
+const EXTENTS: u8 = 0x07;
 const IDENTITY: u8 = 0x81;
 const DONE: u8 = 0x82;
 const FAILED: u8 = 0x83;
@@ -117,6 +119,13 @@ pub enum Request {
         /// Whether the space may be given back.
         unmap: bool,
     },
+    /// Asks what is allocated. In blocks, as a discard.
+    Extents {
+        /// First block, below 2^48.
+        block: u64,
+        /// How many blocks, below 2^48.
+        blocks: u64,
+    },
 }
 
 /// Who a device is.
@@ -195,6 +204,7 @@ impl Request {
                 let flags = flag(durable, DURABLE) | flag(unmap, UNMAP);
                 range(WRITE_ZEROES, flags, id, block, blocks)
             }
+            Self::Extents { block, blocks } => range(EXTENTS, 0, id, block, blocks),
         }
     }
 
@@ -216,7 +226,8 @@ impl Request {
                 durable: flags & DURABLE != 0,
                 unmap: flags & UNMAP != 0,
             }),
-            (IDENTIFY..=WRITE_ZEROES, ..) => Err(CodecError::Form { kind, flags, args: head.args }),
+            (EXTENTS, 0, ..) => Ok(Self::Extents { block: join(a, b & 0xFFFF), blocks: join(c, b >> 16) }),
+            (IDENTIFY..=EXTENTS, ..) => Err(CodecError::Form { kind, flags, args: head.args }),
             _ => Err(CodecError::Kind { kind }),
         }
     }
@@ -235,6 +246,7 @@ impl Request {
             BlockOp::WriteZeroes { offset, len, durable, unmap } => {
                 Self::WriteZeroes { block: offset / block, blocks: len / block, durable: *durable, unmap: *unmap }
             }
+            BlockOp::Extents { offset, len } => Self::Extents { block: offset / block, blocks: len / block },
         }
     }
 }

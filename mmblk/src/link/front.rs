@@ -36,6 +36,7 @@ use fido_core::waiter::Waiter;
 use super::codec::{self, Answer, CodecError, Failure, IDENTIFY_ID, Identity, Request, VERSION};
 use super::rescue::{Dead, rescue};
 use super::table::{Pending, Table};
+use crate::extents;
 use crate::finished::Finished;
 use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Features, Geometry};
 
@@ -255,6 +256,7 @@ impl LinkQueue {
     fn done(&mut self, wire: u32, len: u32, payload: Payload) {
         let expected = match self.sent(wire).map(|pending| &pending.op) {
             Some(BlockOp::Read { len, .. }) => *len,
+            Some(BlockOp::Extents { .. }) => len.min(extents::MAX_BYTES),
             Some(_) => 0,
             None => return self.unknown(wire),
         };

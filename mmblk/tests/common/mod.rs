@@ -131,6 +131,7 @@ pub fn conforms<Q: BlockQueue>(make: impl Fn() -> Rig<Q>) {
     holds_its_depth(&mut make());
     discards(&mut make());
     writes_zeroes(&mut make());
+    tells_extents(&mut make());
     returns_every_buffer(&mut make());
     counts_bytes_once(&mut make());
 }
@@ -274,6 +275,26 @@ pub fn writes_zeroes<Q: BlockQueue>(rig: &mut Rig<Q>) {
         assert!(rig.read(0, 256 << 10).unwrap().iter().all(|byte| *byte == 0));
     }
     assert!(rig.queue.resized().is_none());
+}
+
+pub fn tells_extents<Q: BlockQueue>(rig: &mut Rig<Q>) {
+    rig.write(64 << 10, &pattern(3, 64 << 10)).unwrap();
+    let (mut at, mut allocated) = (0, Vec::new());
+    while at < GEOMETRY.bytes {
+        let list = rig.one(BlockOp::Extents { offset: at, len: GEOMETRY.bytes - at }).unwrap();
+        for extent in mmblk::extents::read(&list, &rig.memory).unwrap() {
+            assert_eq!(extent.len % u64::from(GEOMETRY.block), 0);
+            if !extent.hole {
+                allocated.push(at..at + extent.len);
+            }
+            at += extent.len;
+        }
+    }
+    assert_eq!(at, GEOMETRY.bytes);
+    let range = 64 << 10..128u64 << 10;
+    assert!(!rig.stores || allocated.iter().any(|found| found.start <= range.start && found.end >= range.end));
+    let beyond = rig.one(BlockOp::Extents { offset: GEOMETRY.bytes, len: 512 });
+    assert!(matches!(beyond, Err(BlockError::OutOfRange { .. })));
 }
 
 pub fn returns_every_buffer<Q: BlockQueue>(rig: &mut Rig<Q>) {

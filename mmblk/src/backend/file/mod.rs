@@ -11,6 +11,7 @@
 //!
 //! The device is locked (`flock`) as long as it or a queue on it exists, so that two appliances cannot write one image.
 
+mod holes;
 mod open;
 mod queue;
 mod request;

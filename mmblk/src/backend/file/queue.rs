@@ -22,8 +22,10 @@ use io_uring::{IoUring, opcode, squeue, types};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
+use super::holes;
 use super::open::{FileError, Shared, os};
 use super::request::{Request, Step};
+use crate::extents;
 use crate::finished::Finished;
 use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Features, Geometry};
 
@@ -114,6 +116,10 @@ impl FileQueue {
             BlockOp::Discard { offset, len } => self.begin(Request::discard(id, offset, len)),
             BlockOp::WriteZeroes { offset, len, durable, unmap } => {
                 self.begin(Request::zeroes(id, offset, len, durable, unmap));
+            }
+            BlockOp::Extents { offset, len } => {
+                let list = holes::extents(&self.device.file, offset, len, self.device.geometry.block)?;
+                self.finished.push(id, Ok(extents::write(&list, &self.memory)?));
             }
         }
         Ok(())

@@ -12,6 +12,7 @@ fn requests() -> impl Strategy<Value = Request> {
         (offset_len(), any::<bool>()).prop_map(|((offset, len), durable)| Request::Write { offset, len, durable }),
         Just(Request::Flush),
         (0..=BLOCK_MASK, 0..=BLOCK_MASK).prop_map(|(block, blocks)| Request::Discard { block, blocks }),
+        (0..=BLOCK_MASK, 0..=BLOCK_MASK).prop_map(|(block, blocks)| Request::Extents { block, blocks }),
         (0..=BLOCK_MASK, 0..=BLOCK_MASK, any::<bool>(), any::<bool>())
             .prop_map(|(block, blocks, durable, unmap)| Request::WriteZeroes { block, blocks, durable, unmap }),
     ]

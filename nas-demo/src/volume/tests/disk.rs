@@ -273,7 +273,7 @@ impl State {
                 Ok(Payload::new())
             }
             BlockOp::Discard { .. } => Ok(Payload::new()),
-            BlockOp::WriteZeroes { .. } => Err(BlockError::Unsupported),
+            BlockOp::WriteZeroes { .. } | BlockOp::Extents { .. } => Err(BlockError::Unsupported),
         }
     }
 }
