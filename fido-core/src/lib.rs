@@ -9,6 +9,7 @@
 //! | [`addr`] | global addresses and segments: numbers that mean the same byte in every domain |
 //! | [`arena`], [`heap`] | the memory that a domain owns: its layout, and the allocator in it |
 //! | [`window`] | the read-only view of a peer's arena, and the translation of what a peer says into a pointer, or a typed error |
+//! | [`foreign`](mod@foreign) | memory that somebody outside gives to be read and written, a virtual machine's |
 //! | [`memory`] | both together: allocate here, read anywhere |
 //! | [`payload`] | a list of segments with whatever keeps their bytes unchanged; slicing and joining never copy |
 //! | [`ring`], [`message`] | single-writer rings of 64-byte slots, credit and suppressed doorbells; what a slot says |
@@ -73,6 +74,8 @@ pub mod assignment;
 pub mod bell;
 mod clock;
 pub mod crew;
+#[cfg(not(loom))]
+pub mod foreign;
 pub mod heap;
 pub mod heritage;
 pub mod memory;

@@ -144,6 +144,18 @@ impl Memory {
         Ok(Some(buf))
     }
 
+    /// Copies a payload to where foreign memory wants it, as much as there is room; counted as payload copied in user
+    /// space. Returns how many bytes there were.
+    ///
+    /// # Errors
+    /// [`AddressError`] of the first segment that cannot be translated.
+    #[cfg(not(loom))]
+    pub fn land(&self, payload: &Payload, landing: &crate::foreign::Landing) -> Result<u64, AddressError> {
+        let count = landing.take(&self.translate_all(payload)?);
+        self.stats().payload_bytes_copied.add(count);
+        Ok(count)
+    }
+
     fn gather(
         &self,
         payload: &Payload,

@@ -123,6 +123,17 @@ impl Span {
         Some(Self { ptr, len, _window: window.clone() })
     }
 
+    /// The part from byte `start` on, `len` bytes long; `None` unless it lies within this span.
+    #[must_use]
+    pub fn slice(&self, start: u32, len: u32) -> Option<Self> {
+        if start.checked_add(len)? > self.len {
+            return None;
+        }
+        // SAFETY: within the span, by the check above.
+        let ptr = unsafe { self.ptr.add(start as usize) };
+        Some(Self { ptr, len, _window: self._window.clone() })
+    }
+
     /// The first byte, for the kernel or a raw copy. The owner may change the bytes at any time if it is buggy.
     pub fn as_ptr(&self) -> NonNull<u8> {
         self.ptr

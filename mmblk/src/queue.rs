@@ -3,6 +3,7 @@
 //! A [`BlockQueue`] is a link to a back end in another domain, or a back end itself; whoever uses it cannot tell. One
 //! queue belongs to one thread. Requests carry an id of the caller's; completions come in any order.
 
+use fido_core::foreign::Landing;
 use fido_core::payload::Payload;
 use fido_core::wait::Source;
 
@@ -215,6 +216,21 @@ pub trait BlockQueue: Source {
     /// [`Busy`] gives the request back if the queue is full: poll, then try again.
     fn submit(&mut self, id: u64, op: BlockOp) -> Result<(), Busy>;
 
+    /// Whether the device is in this process, so that it reaches [`fido_core::foreign`] memory: payload of writes may
+    /// lie there, and [`BlockQueue::read_into`] is there. Otherwise its bytes have to be copied to and from the arena.
+    fn reaches_foreign(&self) -> bool {
+        false
+    }
+
+    /// As [`BlockOp::Read`], but the bytes go to `landing` and the completion has none. What is in `landing` after a
+    /// failure is unspecified.
+    ///
+    /// # Errors
+    /// Gives `landing` back if the queue is full, or can never do this (see [`BlockQueue::reaches_foreign`]).
+    fn read_into(&mut self, _id: u64, _offset: u64, landing: Landing) -> Result<(), Landing> {
+        Err(landing)
+    }
+
     /// Moves things along and returns the next completion, if there is one. Never blocks.
     fn poll(&mut self) -> Option<BlockCompletion>;
 
@@ -279,6 +295,19 @@ impl Features {
 }
 
 impl Geometry {
+    /// Checks a read into foreign memory as [`Geometry::check`] checks others.
+    ///
+    /// # Errors
+    /// The [`BlockError`] that the request has to complete with.
+    pub fn check_read_into(&self, offset: u64, landing: &Landing) -> Result<(), BlockError> {
+        let len = landing.len();
+        let (segments, short) = (landing.areas().len(), u32::try_from(len));
+        match short {
+            Ok(len) if segments <= fido_core::payload::MAX_SEGMENTS => self.check(&BlockOp::Read { offset, len }),
+            _ => Err(BlockError::Size { len, segments }),
+        }
+    }
+
     /// The geometry itself, if it is within the limits.
     ///
     /// # Errors

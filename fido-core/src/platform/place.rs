@@ -23,7 +23,7 @@ pub fn pseudo_global_place(id: DomainId) -> usize {
 
 /// A mapping that is undone when dropped.
 #[derive(Debug)]
-pub(super) struct Mapping {
+pub(crate) struct Mapping {
     pub(super) base: NonNull<u8>,
     pub(super) len: usize,
 }
@@ -32,6 +32,13 @@ pub(super) struct Mapping {
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Its first byte.
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+}
 
 impl Drop for Mapping {
     fn drop(&mut self) {
@@ -57,6 +64,26 @@ pub(super) fn map_anywhere(fd: BorrowedFd<'_>, offset: u64, len: u64, access: Pr
     })
 }
 
+/// Maps a file writable over a part of what was reserved: `len` bytes from byte `at` on, in whole pages.
+pub(crate) fn map_writable_over(
+    reserved: &Mapping,
+    at: u64,
+    len: u64,
+    fd: BorrowedFd<'_>,
+    offset: u64,
+) -> io::Result<()> {
+    let end = at.checked_add(len).and_then(|end| usize::try_from(end).ok());
+    if end.is_none_or(|end| end > reserved.len) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: inside the reserved range, by the check above.
+    let place = unsafe { reserved.base.add(at as usize) }.as_ptr().cast();
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: replaces nothing but a part of the range that the caller has reserved and that nobody uses yet.
+    unsafe { rustix::mm::mmap(place, len as usize, access, MapFlags::SHARED | MapFlags::FIXED, fd, offset) }?;
+    Ok(())
+}
+
 /// Addresses without memory, at the incarnation's place if that is possible, else anywhere: to be mapped over in parts.
 pub(super) fn reserve(id: DomainId, len: u64) -> io::Result<Mapping> {
     // SAFETY: the flags never replace an existing mapping.
@@ -64,7 +91,7 @@ pub(super) fn reserve(id: DomainId, len: u64) -> io::Result<Mapping> {
 }
 
 /// Addresses without memory, wherever there are any.
-pub(super) fn reserve_anywhere(len: u64) -> io::Result<Mapping> {
+pub(crate) fn reserve_anywhere(len: u64) -> io::Result<Mapping> {
     // SAFETY: new addresses that cannot be accessed, at a place that the kernel picks.
     attempt(len, 0, MapFlags::empty(), |hint, bytes, flags| unsafe { blank(hint, bytes, flags) })
 }

@@ -8,6 +8,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use fido_core::foreign::Landing;
 use fido_core::memory::Memory;
 use fido_core::payload::Payload;
 use fido_core::wait::Source;
@@ -82,6 +83,15 @@ impl MemoryQueue {
         Ok(buf.into_payload())
     }
 
+    fn land(&self, offset: u64, landing: &Landing) -> Result<Payload, BlockError> {
+        self.device.geometry.check_read_into(offset, landing)?;
+        let len = landing.len();
+        let content = self.device.content.read().unwrap_or_else(PoisonError::into_inner);
+        let found = content.get(offset as usize..).and_then(|from| from.get(..len as usize));
+        landing.write(found.ok_or(BlockError::OutOfRange { offset, len })?);
+        Ok(Payload::new())
+    }
+
     fn write(&self, offset: u64, data: &Payload) -> Result<Payload, BlockError> {
         // All or nothing: every address is checked before the first byte is written.
         let spans = self.memory.translate_all(data).map_err(|e| BlockError::Address(e.to_string()))?;
@@ -118,6 +128,19 @@ impl BlockQueue for MemoryQueue {
         }
         let result = self.perform(&op);
         self.finished.push_counted(id, result, op.payload_bytes(), self.memory.stats());
+        Ok(())
+    }
+
+    fn reaches_foreign(&self) -> bool {
+        true
+    }
+
+    fn read_into(&mut self, id: u64, offset: u64, landing: Landing) -> Result<(), Landing> {
+        if self.finished.len() >= self.device.geometry.depth as usize {
+            return Err(landing);
+        }
+        let result = self.land(offset, &landing);
+        self.finished.push_counted(id, result, landing.len(), self.memory.stats());
         Ok(())
     }
 

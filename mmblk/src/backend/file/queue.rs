@@ -16,6 +16,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fido_core::foreign::Landing;
 use fido_core::memory::Memory;
 use fido_core::wait::Source;
 use io_uring::{IoUring, opcode, squeue, types};
@@ -97,6 +98,10 @@ impl FileQueue {
         self.table.len() - self.free.len()
     }
 
+    fn is_full(&self) -> bool {
+        self.in_flight() + self.waiting.len() + self.finished.len() >= self.table.len()
+    }
+
     fn start(&mut self, id: u64, op: BlockOp) -> Result<(), BlockError> {
         self.device.features.check(&op)?;
         self.device.geometry.check(&op)?;
@@ -168,7 +173,7 @@ impl FileQueue {
         let Some(request) = self.table.get(index).and_then(Option::as_ref) else { return };
         let entry = request.entry(fd).user_data(index as u64);
         // SAFETY: the entry points into memory that the request at `index` keeps in place: an own buffer, or iovecs
-        // on the heap and the spans behind them. It leaves the table only in `complete`, after the kernel's
+        // on the heap and the spans or areas behind them. It leaves the table only in `complete`, after the kernel's
         // completion, or is leaked when the queue is dropped.
         if !unsafe { self.push(&entry) } {
             self.finish(index, Err(BlockError::Io { errno: libc::EBUSY }));
@@ -252,11 +257,26 @@ impl BlockQueue for FileQueue {
     }
 
     fn submit(&mut self, id: u64, op: BlockOp) -> Result<(), Busy> {
-        if self.in_flight() + self.waiting.len() + self.finished.len() >= self.table.len() {
+        if self.is_full() {
             return Err(Busy(op));
         }
         if let Err(error) = self.start(id, op) {
             self.finished.push(id, Err(error));
+        }
+        Ok(())
+    }
+
+    fn reaches_foreign(&self) -> bool {
+        true
+    }
+
+    fn read_into(&mut self, id: u64, offset: u64, landing: Landing) -> Result<(), Landing> {
+        if self.is_full() {
+            return Err(landing);
+        }
+        match self.device.geometry.check_read_into(offset, &landing) {
+            Ok(()) => self.begin(Request::read_into(id, offset, landing)),
+            Err(error) => self.finished.push(id, Err(error)),
         }
         Ok(())
     }

@@ -1,7 +1,9 @@
 //! A request while the kernel has it: what keeps its memory in place, and how far it has come.
 
 use std::os::fd::RawFd;
+use std::ptr::NonNull;
 
+use fido_core::foreign::Landing;
 use fido_core::heap::ArenaBuf;
 use fido_core::payload::Payload;
 use fido_core::window::Span;
@@ -29,6 +31,8 @@ pub(super) struct Request {
 enum Work {
     /// Into an own buffer of exactly the request's length.
     Read(ArenaBuf),
+    /// Into foreign memory.
+    ReadInto(Vector),
     Write {
         vector: Vector,
         /// Keeps the bytes unchanged, as `Vector`'s spans keep them mapped.
@@ -49,30 +53,42 @@ pub(super) enum Step {
     Again,
 }
 
-/// The memory of a write, as the kernel wants it.
+/// The memory of a write, or of a read into foreign memory, as the kernel wants it.
 #[derive(Debug)]
 struct Vector {
     iovecs: Vec<libc::iovec>,
     /// The first that is not written yet.
     first: usize,
-    _spans: Vec<Span>,
+    _kept: Kept,
 }
 
-// SAFETY: the raw pointers in `iovecs` point into the mappings that the spans keep, which are `Send`; nothing here
-// dereferences them, only the kernel reads through them.
+/// What keeps the memory mapped.
+#[derive(Debug)]
+enum Kept {
+    Spans { _spans: Vec<Span> },
+    Landing { _landing: Landing },
+}
+
+// SAFETY: the raw pointers in `iovecs` point into the mappings that spans or areas keep, which are `Send`; nothing
+// here dereferences them, only the kernel does.
 unsafe impl Send for Vector {}
 
 impl Vector {
     fn new(spans: Vec<Span>) -> Self {
-        let iovec = |span: &Span| libc::iovec { iov_base: span.as_ptr().as_ptr().cast(), iov_len: span.len() };
-        Self { iovecs: spans.iter().map(iovec).collect(), first: 0, _spans: spans }
+        let iovecs = spans.iter().map(|span| iovec(span.as_ptr(), span.len())).collect();
+        Self { iovecs, first: 0, _kept: Kept::Spans { _spans: spans } }
+    }
+
+    fn to(landing: Landing) -> Self {
+        let iovecs = landing.areas().iter().map(|area| iovec(area.as_ptr(), area.len())).collect();
+        Self { iovecs, first: 0, _kept: Kept::Landing { _landing: landing } }
     }
 
     fn rest(&self) -> &[libc::iovec] {
         self.iovecs.get(self.first..).unwrap_or_default()
     }
 
-    /// Skips `bytes` that have been written.
+    /// Skips `bytes` that have been moved.
     fn advance(&mut self, mut bytes: usize) {
         while let Some(iovec) = self.iovecs.get_mut(self.first)
             && bytes > 0
@@ -89,7 +105,15 @@ impl Vector {
     }
 }
 
+fn iovec(first: NonNull<u8>, len: usize) -> libc::iovec {
+    libc::iovec { iov_base: first.as_ptr().cast(), iov_len: len }
+}
+
 impl Request {
+    pub(super) fn read_into(id: u64, offset: u64, landing: Landing) -> Self {
+        Self::new(id, offset, landing.len(), Work::ReadInto(Vector::to(landing)))
+    }
+
     pub(super) fn read(id: u64, offset: u64, buf: ArenaBuf) -> Self {
         Self::new(id, offset, buf.len() as u64, Work::Read(buf))
     }
@@ -125,6 +149,10 @@ impl Request {
                 let ptr = buf.as_ptr().as_ptr().wrapping_add(self.done as usize);
                 opcode::Read::new(fd, ptr, (self.len - self.done) as u32).offset(at).build()
             }
+            Work::ReadInto(vector) => match vector.rest() {
+                [one] => opcode::Read::new(fd, one.iov_base.cast(), one.iov_len as u32).offset(at).build(),
+                rest => opcode::Readv::new(fd, rest.as_ptr(), rest.len() as u32).offset(at).build(),
+            },
             Work::Write { vector, durable, .. } => {
                 let flags = if *durable { libc::RWF_DSYNC } else { 0 };
                 match vector.rest() {
@@ -155,7 +183,7 @@ impl Request {
             self.tries = 0;
             return zeroes.step(result, self.len, &mut self.done);
         }
-        let moves = matches!(self.work, Work::Read(_) | Work::Write { .. });
+        let moves = matches!(self.work, Work::Read(_) | Work::ReadInto(_) | Work::Write { .. });
         if !moves {
             return Step::End(Ok(()));
         }
@@ -166,7 +194,7 @@ impl Request {
         }
         self.tries = 0;
         self.done += count;
-        if let Work::Write { vector, .. } = &mut self.work {
+        if let Work::Write { vector, .. } | Work::ReadInto(vector) = &mut self.work {
             vector.advance(count as usize);
         }
         if self.done == self.len { Step::End(Ok(())) } else { Step::Again }
@@ -197,7 +225,7 @@ impl Request {
             Work::Flush => true,
             Work::Write { durable, .. } => *durable,
             Work::Zeroes(zeroes) => zeroes.is_durable(),
-            Work::Read(_) | Work::Discard => false,
+            Work::Read(_) | Work::ReadInto(_) | Work::Discard => false,
         }
     }
 
@@ -217,7 +245,7 @@ impl Request {
     pub(super) fn into_result(self) -> (Payload, u64) {
         match self.work {
             Work::Read(buf) => (buf.into_payload(), self.done),
-            Work::Write { .. } => (Payload::new(), self.done),
+            Work::ReadInto(_) | Work::Write { .. } => (Payload::new(), self.done),
             Work::Flush | Work::Discard | Work::Zeroes(_) => (Payload::new(), 0),
         }
     }
