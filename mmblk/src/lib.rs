@@ -5,7 +5,9 @@
 
 pub mod backend;
 pub mod blocking;
+pub mod export;
 pub mod extents;
 mod finished;
 pub mod link;
+pub mod nbd;
 pub mod queue;
