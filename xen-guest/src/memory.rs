@@ -6,7 +6,7 @@
 use std::fmt::Display;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use std::os::unix::process::ExitStatusExt;
 
@@ -14,12 +14,13 @@ use fido_core::addr::{DomainId, Generation, Slot};
 use fido_core::bell::{Bell, Ringer};
 use fido_core::platform::xen::arena::{Provider, SharedArena};
 use fido_core::platform::xen::channel::{Channel, Port};
-use fido_core::platform::xen::costs::ForeignPage;
 use fido_core::platform::xen::store::Store;
 use fido_core::platform::xen::window::{self, Owner};
 use fido_core::window::{Span, Window};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::mm::MprotectFlags;
+
+use crate::costs::{self, BELL_LIMIT, Ends};
 
 /// Where commands come from, in the guest's home.
 pub const COMMAND: &str = "fido/command";
@@ -27,9 +28,6 @@ pub const COMMAND: &str = "fido/command";
 pub const ANSWER: &str = "data/answer";
 /// The argument that asks for a write through a window.
 pub const TRESPASS: &str = "trespass";
-
-/// How long a bell is waited for.
-const BELL_LIMIT: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 type Answer = Result<String, String>;
 
@@ -104,10 +102,17 @@ impl Agent {
                 self.window = None;
                 Ok("done".into())
             }
-            ["time-window", slot, domain, bytes, root] => self.time_window(slot, domain, bytes, root),
-            ["time-page", domain, root, rounds] => time_page(number(domain)?, number(root)?, number(rounds)?),
-            ["play-bell", rounds] => self.play_bell(number(rounds)?),
-            ["serve-bell", rounds] => self.serve_bell(number(rounds)?),
+            ["time-window", slot, domain, bytes, root] => {
+                self.window = None;
+                let owner = Owner { id: incarnation(slot)?, domain: number(domain)?, bytes: number(bytes)? };
+                costs::window(owner, own_number()?, number(root)?).map(|took| took.map(|one| one.to_string()).join(" "))
+            }
+            ["time-page", domain, root, rounds] => {
+                let took = costs::page(number(domain)?, number(root)?, number(rounds)?)?;
+                Ok(took.map(|one| one.to_string()).join(","))
+            }
+            ["play-bell", way, rounds] => Ok(self.ends()?.play(way, number(rounds)?)?.to_string()),
+            ["serve-bell", way, rounds] => self.ends()?.serve(way, number(rounds)?).map(|()| "done".into()),
             ["trespass", ..] => trespass_elsewhere(words),
             ["offer", domain] => {
                 let port = self.channel()?.offer(number(domain)?).map_err(text)?;
@@ -177,50 +182,9 @@ impl Agent {
         Ok(format!("{place:p}"))
     }
 
-    /// Nanoseconds to map a window, to read a word of each of its pages, and to unmap it.
-    fn time_window(&mut self, slot: &str, domain: &str, bytes: &str, root: &str) -> Answer {
-        let owner = Owner { id: incarnation(slot)?, domain: number(domain)?, bytes: number(bytes)? };
-        let own = own_number()?;
-        self.window = None;
-        let began = Instant::now();
-        let window = window::granted(owner, own, number(root)?).map_err(text)?;
-        let mapped = each(began, 1);
-        let window = Arc::new(window);
-        let began = Instant::now();
-        let mut first = [0; 8];
-        let mut words = Vec::new();
-        for offset in (0..window.len()).step_by(4096) {
-            Span::of(&window, offset, 8).ok_or("a page beyond the window")?.read(0, &mut first);
-            words.push(u64::from_ne_bytes(first));
-        }
-        let touched = each(began, 1);
-        // Every page is the owner's, and in its place: see `scribble`.
-        let step = words.first().copied().unwrap_or_default();
-        if (0u64..).zip(&words).any(|(page, word)| *word != (page * 512 + 1).wrapping_mul(step)) {
-            return Err("the window shows other pages than the owner's, or in another order".into());
-        }
-        let began = Instant::now();
-        drop(window);
-        Ok(format!("{mapped} {touched} {}", each(began, 1)))
-    }
-
-    fn play_bell(&self, rounds: u32) -> Answer {
-        let ((_, bell), port) = (self.bell.as_ref().ok_or("no bell")?, self.port.as_ref().ok_or("no port")?);
-        let began = Instant::now();
-        for _ in 0..rounds {
-            port.ring();
-            sleep_on(bell)?;
-        }
-        Ok(each(began, rounds).to_string())
-    }
-
-    fn serve_bell(&self, rounds: u32) -> Answer {
-        let ((_, bell), port) = (self.bell.as_ref().ok_or("no bell")?, self.port.as_ref().ok_or("no port")?);
-        for _ in 0..rounds {
-            sleep_on(bell)?;
-            port.ring();
-        }
-        Ok("done".into())
+    fn ends(&self) -> Result<Ends<'_>, String> {
+        let (channel, bell) = self.bell.as_ref().ok_or("no bell")?;
+        Ok(Ends { channel, bell, port: self.port.as_ref().ok_or("no port")? })
     }
 
     fn digest(&self) -> Answer {
@@ -242,41 +206,6 @@ impl Agent {
         bell.reset();
         Ok(if ready > 0 { "rung" } else { "silent" }.into())
     }
-}
-
-/// Waits for a bell without looking at anything else.
-fn sleep_on(bell: &Bell) -> Result<(), String> {
-    let ready = rustix::event::poll(&mut [PollFd::new(bell, PollFlags::IN)], Some(&BELL_LIMIT)).map_err(text)?;
-    bell.reset();
-    if ready > 0 { Ok(()) } else { Err("the bell stays silent".into()) }
-}
-
-/// Nanoseconds for each of `rounds`.
-fn each(began: Instant, rounds: u32) -> u128 {
-    began.elapsed().as_nanos() / u128::from(rounds.max(1))
-}
-
-/// Nanoseconds to map, read and unmap one page; to let Xen copy it; to copy a page of own memory.
-fn time_page(domain: u16, root: u32, rounds: u32) -> Answer {
-    let page = ForeignPage::of(domain, root).map_err(text)?;
-    let (mut here, mut there) = (Box::new([0; 4096]), Box::new([0; 4096]));
-    page.map_touch_unmap().map_err(text)?;
-    let began = Instant::now();
-    for _ in 0..rounds {
-        page.map_touch_unmap().map_err(text)?;
-    }
-    let mapped = each(began, rounds);
-    let began = Instant::now();
-    for _ in 0..rounds {
-        page.copy(&mut here).map_err(text)?;
-    }
-    let copied = each(began, rounds);
-    let began = Instant::now();
-    for _ in 0..rounds {
-        there.copy_from_slice(std::hint::black_box(&here[..]));
-        std::hint::black_box(&there);
-    }
-    Ok(format!("{mapped} {copied} {}", each(began, rounds)))
 }
 
 fn own_number() -> Result<u16, String> {

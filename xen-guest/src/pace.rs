@@ -2,7 +2,8 @@
 //!
 //! `ping` asks and measures, `pong` answers. The figures are in ping's notes: nanoseconds for a message and its answer;
 //! messages in a second, one way; bytes in a second that are lent and copied out where they arrive; and what the data
-//! path of ping asked of the kernel meanwhile: doorbells, sleeps, system calls. The target is none.
+//! path of ping asked of the kernel meanwhile: doorbells, sleeps, system calls. The target is none. Then it goes on as in
+//! [`crate::steady`]. A third guest, `idle`, sleeps all the time, to be compared with.
 
 use std::io;
 use std::time::Instant;
@@ -12,8 +13,10 @@ use fido_core::lane::{Change, Lane, SendError};
 use fido_core::message::Head;
 use fido_core::payload::Payload;
 
+use crate::steady;
+
 /// The domains' names.
-pub const ROLES: [&str; 2] = ["ping", "pong"];
+pub const ROLES: [&str; 3] = ["ping", "pong", "idle"];
 /// The link's name.
 pub const LINK: &str = "ring";
 /// What ping notes, in the order of a table.
@@ -36,6 +39,9 @@ const TELL: u8 = 2;
 /// What the domain or its lane say.
 pub fn run() -> io::Result<()> {
     let domain = Domain::join().map_err(io::Error::other)?;
+    if domain.name() == ROLES[2] {
+        return idle(&domain);
+    }
     let mut lane = domain.take_lane(LINK, 0).map_err(io::Error::other)?;
     let mut notices = domain.notices()?;
     if domain.name() == ROLES[1] {
@@ -51,9 +57,15 @@ pub fn run() -> io::Result<()> {
     }
     let notes = measure(&mut lane)?;
     let notes: Vec<_> = NOTES.into_iter().zip(notes.map(|value| value.to_string())).collect();
-    domain.ready(&notes).map_err(io::Error::other)?;
+    steady::run(&domain, &mut lane, &mut notices, notes)
+}
+
+/// The third domain: does nothing, until the shutdown.
+fn idle(domain: &Domain) -> io::Result<()> {
+    let (mut notices, mut waiter) = (domain.notices()?, domain.waiter()?);
+    domain.ready(&[]).map_err(io::Error::other)?;
     while notices.poll() != Some(Notice::Shutdown) {
-        std::hint::spin_loop();
+        waiter.idle(&mut [&mut notices], None)?;
     }
     Ok(())
 }
@@ -102,12 +114,17 @@ fn head(kind: u8, number: u32) -> Head {
     Head { kind, flags: 0, args: [number, 0, 0, 0] }
 }
 
+/// Asks and waits for the answer.
+///
+/// # Errors
+/// What the lane says, or another answer.
+pub fn ask(lane: &mut Lane, number: u32) -> io::Result<()> {
+    send(lane, head(ASK, number), Payload::new())?;
+    wait(lane, number)
+}
+
 fn measure(lane: &mut Lane) -> io::Result<[u64; 6]> {
     let memory = lane.memory().clone();
-    let ask = |lane: &mut Lane, number| {
-        send(lane, head(ASK, number), Payload::new())?;
-        wait(lane, number)
-    };
     for number in 0..ROUNDS / 10 {
         ask(lane, number)?;
     }

@@ -16,7 +16,7 @@ use crate::image::cpio::Archive;
 use crate::image::guest::{self, Guest};
 
 /// Changes with what is made from the packages, so that old entries are not used.
-const VERSION: &str = "2";
+const VERSION: &str = "3";
 
 /// The package of the hypervisor.
 const HYPERVISOR: &str = "xen-hypervisor-4.17-amd64";
@@ -48,11 +48,12 @@ const DOM0: [&str; 22] = [
 ];
 
 /// The toolstack's programs in dom0.
-const TOOLS: [&str; 6] = [
+const TOOLS: [&str; 7] = [
     "usr/lib/xen-4.17/bin/xl",
     "usr/lib/xen-4.17/bin/xen-init-dom0",
     "usr/lib/xen-4.17/bin/xenconsoled",
     "usr/lib/xen-4.17/bin/xenstored",
+    "usr/lib/xen-4.17/bin/xentrace",
     "usr/bin/nfs-cp",
     "usr/bin/xenstore-ls",
 ];

@@ -53,6 +53,8 @@ pub struct Options {
     pub memory: u32,
     /// Its processors.
     pub processors: u32,
+    /// Its processors go before everything else on the host, which only root can have.
+    pub realtime: bool,
     /// Where logs go; the folder is emptied first.
     pub logs: PathBuf,
     /// Where packages and what is made from them are kept.
@@ -165,6 +167,7 @@ pub fn run(options: &Options, stop: Receiver<()>, say: &dyn Fn(&str)) -> Result<
         memory: options.memory,
         processors: options.processors,
         pvh: options.pvh,
+        realtime: options.realtime,
         scenarios: options.scenarios.clone(),
     };
     let mut outcome = Outcome::default();

@@ -41,6 +41,8 @@ pub struct Machine {
     pub processors: u32,
     /// Guests are PVH and not PV.
     pub pvh: bool,
+    /// Its processors go before everything else on the host, which only root can have.
+    pub realtime: bool,
     /// The scenarios that it is to run.
     pub scenarios: Vec<String>,
 }
@@ -95,8 +97,10 @@ impl Machine {
         let report = folder.join(REPORT);
         File::create(&report).map_err(io_error(&report))?;
         // Killed with its parent: a testbed that is killed by force leaves no machine behind either.
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", PROGRAM]).args(self.arguments()).current_dir(folder);
+        let prefix = if self.realtime { &["chrt", "--rr", "1"][..] } else { &[] };
+        let mut words = prefix.iter().chain(&["setpriv", "--pdeathsig", "KILL", PROGRAM]);
+        let mut command = Command::new(words.next().unwrap_or(&PROGRAM));
+        command.args(words).args(self.arguments()).current_dir(folder);
         let errors = folder.join("qemu.log");
         command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
         command.stderr(File::create(&errors).map_err(io_error(&errors))?);
@@ -149,7 +153,7 @@ mod tests {
 
     fn arguments(pvh: bool) -> Vec<String> {
         let scenarios = vec!["boot".to_owned(), "forward".to_owned()];
-        let machine = Machine { memory: 2048, processors: 3, pvh, scenarios };
+        let machine = Machine { memory: 2048, processors: 3, pvh, realtime: false, scenarios };
         machine.arguments().into_iter().map(|word| word.into_string().unwrap()).collect()
     }
 

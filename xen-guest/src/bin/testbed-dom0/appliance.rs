@@ -10,7 +10,7 @@ use xen_guest::report::Kind;
 use xen_guest::{chain, pace};
 
 use crate::machine::{Machine, xl};
-use crate::{Failure, Reporter};
+use crate::{Failure, Reporter, hypercalls};
 
 /// How long the whole suite may take; each case has a limit of its own.
 const SUITE_LIMIT: Duration = Duration::from_secs(200);
@@ -160,11 +160,12 @@ fn returns(manager: &Manager, role: &str, generation: u16, began: Instant) -> Re
 
 /// What a lane between two guests takes.
 pub fn ring(machine: &Machine, reporter: &mut Reporter) -> Result<String, Failure> {
-    let [ping, pong] = pace::ROLES;
+    let [ping, pong, idle] = pace::ROLES;
     let mut manifest = Manifest { platform: Platform::Xen, ..Manifest::new("ring") };
     for (position, role) in (0..).zip(pace::ROLES) {
         let domain = domain(role, "/guest/pace.cpio", position, machine);
-        manifest.domains.push(Domain { wait: WaitStrategy::Spin, ..domain });
+        let wait = if role == idle { WaitStrategy::Sleep } else { WaitStrategy::Spin };
+        manifest.domains.push(Domain { wait, ..domain });
     }
     manifest.links.push(Link::new(pace::LINK, ping, pong));
     let manager = start(manifest)?;
@@ -173,6 +174,7 @@ pub fn ring(machine: &Machine, reporter: &mut Reporter) -> Result<String, Failur
     if !status.is_ready() {
         return Err(format!("no figures: {}", problems(&status)));
     }
+    let calls = hypercalls::count(&manager, machine, reporter);
     manager.shutdown(SHUTDOWN_LIMIT).map_err(|error| format!("the guests do not end: {error}"))?;
     let notes = status.domain(ping).map(|ping| &ping.notes).ok_or("ping is lost")?;
     let value = |name: &str| notes.get(name).map_or("?", String::as_str);
@@ -183,5 +185,9 @@ pub fn ring(machine: &Machine, reporter: &mut Reporter) -> Result<String, Failur
         return Err(format!("who polls asked the kernel: {}", asked.join(", ")));
     }
     let [round, rate, copied, ..] = pace::NOTES.map(value);
-    Ok(format!("{round} ns there and back, {rate} messages/s, {copied} MiB/s lent and copied; {}", asked.join(", ")))
+    Ok(format!(
+        "{round} ns there and back, {rate} messages/s, {copied} MiB/s lent and copied; {}; {}",
+        asked.join(", "),
+        calls?
+    ))
 }

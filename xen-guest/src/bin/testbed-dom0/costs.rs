@@ -2,6 +2,7 @@
 //! figures mean something in relation to each other only. And that large windows show the right pages: at the most
 //! references of one request to the kernel, and beyond.
 
+use xen_guest::costs::Spread;
 use xen_guest::report::Kind;
 
 use crate::guest::Guest;
@@ -23,6 +24,12 @@ const READER: u32 = 256;
 const TABLES: &str = "max_grant_frames = 1024\nmax_maptrack_frames = 4096\n";
 /// How often what is short is done.
 const ROUNDS: u32 = 200;
+/// How an event channel is waited for, and what that is called.
+const WAYS: [(&str, &str); 3] = [
+    ("look", "event channel there and back, both awake"),
+    ("channel", "event channel there and back, both asleep"),
+    ("bell", "bell there and back, both asleep"),
+];
 
 /// Plays it.
 pub fn run(machine: &mut Machine, reporter: &mut Reporter) -> Result<String, Failure> {
@@ -30,7 +37,7 @@ pub fn run(machine: &mut Machine, reporter: &mut Reporter) -> Result<String, Fai
     let has_room = free_memory()? >= OWNER[1] + READER + 64;
     let owner = machine.create_with("owner", OWNER[usize::from(has_room)], 1, &["memory"], TABLES)?;
     let reader = machine.create_with("reader", READER, 2, &["memory"], TABLES)?;
-    let mut rows = vec!["what,nanoseconds".to_owned()];
+    let mut rows = vec!["what,rounds,median_ns,p99_ns,max_ns,mean_ns".to_owned()];
     for pages in WINDOWS.into_iter().chain(has_room.then_some(LARGEST)) {
         window(&mut play, &owner, &reader, pages, &mut rows)?;
         let latest = rows.last().cloned().unwrap_or_default();
@@ -43,7 +50,7 @@ pub fn run(machine: &mut Machine, reporter: &mut Reporter) -> Result<String, Fai
     }
     rows.push(String::new());
     reporter.send(Kind::File, "costs.csv", rows.join("\n").as_bytes())?;
-    rows.retain(|row| row.contains("one page") || row.contains("bell"));
+    rows.retain(|row| row.contains("one page") || row.contains("there and back"));
     Ok(format!("large windows show the right pages; {}", rows.join("; ")))
 }
 
@@ -66,7 +73,7 @@ fn window(play: &mut Play, owner: &Guest, reader: &Guest, pages: u64, rows: &mut
     let answer = play.ask(reader, &format!("time-window 1 {} {bytes} {root}", owner.id))?;
     let figures = figures(&answer)?;
     for (what, nanoseconds) in ["map", "touch", "unmap"].iter().zip(figures) {
-        rows.push(format!("{what} a window of {pages} pages,{nanoseconds}"));
+        rows.push(format!("{what} a window of {pages} pages,1,{nanoseconds},,,"));
     }
     play.expect(owner, "drop", "done")?;
     play.until(owner, "parameter pages_now", "0")
@@ -77,8 +84,8 @@ fn page(play: &mut Play, owner: &Guest, reader: &Guest, rows: &mut Vec<String>) 
     let root = play.ask(owner, &format!("grant {}", reader.id))?;
     let answer = play.ask(reader, &format!("time-page {} {root} {ROUNDS}", owner.id))?;
     let ways = ["map, touch and unmap one page", "GRANT_COPY of one page", "memcpy of one page"];
-    for (what, nanoseconds) in ways.iter().zip(figures(&answer)?) {
-        rows.push(format!("\"{what}\",{nanoseconds}"));
+    for (what, spread) in ways.iter().zip(answer.split(',')) {
+        rows.push(row(what, ROUNDS, &answer, Spread::parse(spread))?);
     }
     play.expect(owner, "drop", "done")
 }
@@ -87,13 +94,19 @@ fn bell(play: &mut Play, owner: &Guest, reader: &Guest, rows: &mut Vec<String>) 
     let port = play.ask(owner, &format!("offer {}", reader.id))?;
     play.expect(reader, &format!("bind {} {port}", owner.id), "done")?;
     play.expect(reader, "listen", "rung")?;
-    let serving = play.tell(owner, &format!("serve-bell {ROUNDS}"))?;
-    let answer = play.ask(reader, &format!("play-bell {ROUNDS}"))?;
-    for nanoseconds in figures(&answer)? {
-        rows.push(format!("bell there and back,{nanoseconds}"));
+    for (way, what) in WAYS {
+        let serving = play.tell(owner, &format!("serve-bell {way} {ROUNDS}"))?;
+        let answer = play.ask(reader, &format!("play-bell {way} {ROUNDS}"))?;
+        rows.push(row(what, ROUNDS, &answer, Spread::parse(&answer))?);
+        match play.hear(owner, serving)?.as_str() {
+            "done" => {}
+            other => return Err(format!("the owner's bell: {other}")),
+        }
     }
-    match play.hear(owner, serving)?.as_str() {
-        "done" => Ok(()),
-        other => Err(format!("the owner's bell: {other}")),
-    }
+    Ok(())
+}
+
+fn row(what: &str, rounds: u32, answer: &str, spread: Option<Spread>) -> Result<String, Failure> {
+    let Spread { median, p99, max, mean } = spread.ok_or_else(|| answer.to_owned())?;
+    Ok(format!("\"{what}\",{rounds},{median},{p99},{max},{mean}"))
 }

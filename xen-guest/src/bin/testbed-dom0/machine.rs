@@ -14,7 +14,8 @@ use xen_guest::report::Kind;
 use crate::guest::Guest;
 use crate::{Failure, Reporter};
 
-const TOOLS: &str = "/usr/lib/xen-4.17/bin";
+/// Where the toolstack's programs are.
+pub const TOOLS: &str = "/usr/lib/xen-4.17/bin";
 const LOGS: &str = "/var/log/xen";
 const CONSOLES: &str = "/var/log/xen/console";
 

@@ -5,6 +5,7 @@ mod appliance;
 mod costs;
 mod guest;
 mod hotplug;
+mod hypercalls;
 mod machine;
 mod memory;
 mod nas;

@@ -33,6 +33,9 @@ pub struct Command {
     /// Processors of the machine. dom0 has the first for itself, each guest one of the others.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(2..=32))]
     processors: u32,
+    /// The machine's processors go before everything else on the host: for measurements, if you are root.
+    #[arg(long)]
+    realtime: bool,
     /// The folder for all logs; files in it are removed first.
     #[arg(long, default_value = "target/xen-testbed")]
     logs: PathBuf,
@@ -81,6 +84,7 @@ impl Command {
             pvh: self.pvh,
             memory: self.memory,
             processors: self.processors,
+            realtime: self.realtime,
             logs: here.join(self.logs),
             cache: here.join(self.cache.unwrap_or_else(testbed::default_cache)),
             source: here,

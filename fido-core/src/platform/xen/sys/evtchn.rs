@@ -97,6 +97,10 @@ impl Evtchn {
                     any = true;
                     // A port that has been closed meanwhile is passed over by the kernel.
                     let _ = rustix::io::write(&self.0, ports.get(..count).unwrap_or_default());
+                    // Fewer than there is room for are all. What comes later makes the file readable anew.
+                    if count < ports.len() {
+                        return any;
+                    }
                 }
                 Err(Errno::INTR) => {}
                 // More events than the kernel remembers: all ports have fired, for all that is known. It cannot happen
