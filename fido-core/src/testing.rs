@@ -8,6 +8,7 @@
 
 #![expect(clippy::expect_used, reason = "a test cannot go on without what it asks for")]
 
+mod lanes;
 mod mesh;
 
 use std::alloc::Layout;
@@ -27,6 +28,7 @@ use crate::memory::Memory;
 #[cfg(not(any(miri, plain_memory)))]
 use crate::platform::host::memory;
 use crate::window::{Window, WindowTable};
+pub use lanes::TestLanes;
 pub use mesh::{Node, mesh};
 
 /// The length of the arenas of a [`TestLink`].

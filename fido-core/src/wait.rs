@@ -54,8 +54,8 @@ pub trait Source {
 pub struct WakeId(u64);
 
 impl WakeId {
-    /// A number that nobody else has.
-    pub(crate) fn unique() -> Self {
+    /// A number that nobody else has. For a source that keeps its wake descriptor open as long as it lives.
+    pub fn unique() -> Self {
         static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         Self(NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
     }

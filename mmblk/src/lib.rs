@@ -3,6 +3,7 @@
 //! Everything meets at one trait, [`queue::BlockQueue`]: a back end implements it over a file or memory
 //! ([`backend`]), and [`link`] puts a lane between a queue and its user. [`blocking`] is a simple face on any of them for callers that do one thing at a time.
 
+mod alarm;
 pub mod backend;
 pub mod blocking;
 pub mod export;

@@ -161,6 +161,11 @@ impl Lane {
         self.session.as_ref().is_some_and(|session| session.is_up)
     }
 
+    /// Who is there to send to.
+    pub fn peer(&self) -> Option<DomainId> {
+        self.session.as_ref().filter(|session| session.is_up).map(|session| session.peer)
+    }
+
     /// Loans out to the living peer.
     pub fn loans(&self) -> usize {
         self.session.as_ref().map_or(0, |session| session.loans.len())

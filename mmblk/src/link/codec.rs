@@ -252,6 +252,12 @@ impl Request {
 }
 
 impl Identity {
+    /// Whether that is the same device, as far as can be told, but for its size.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let bytes = self.geometry.bytes;
+        Self { geometry: Geometry { bytes, ..other.geometry }, ..*other } == *self
+    }
+
     fn encode(self, id: u32) -> Head {
         let Self { geometry: Geometry { bytes, block, depth }, features } = self;
         let Features { read_only, discard, write_zeroes, volatile_cache, preferred_block } = features;

@@ -69,6 +69,19 @@ pub enum ConnectError {
         /// What it said.
         answer: String,
     },
+    /// The lanes of a link do not lead to one device.
+    #[error("lane {lane}: another device than behind the lanes before it: {found:?}, not {expected:?}")]
+    Another {
+        /// The lane.
+        lane: String,
+        /// What is behind it.
+        found: Identity,
+        /// What is behind the first.
+        expected: Identity,
+    },
+    /// A link without lanes.
+    #[error("no lane to connect")]
+    NoLane,
     /// The system has no descriptor left to wait with.
     #[error("lane {lane}: cannot wait for the device: {error}")]
     Wait {
@@ -137,6 +150,11 @@ impl LinkQueue {
     /// The lane's name.
     pub fn name(&self) -> &str {
         self.lane.name()
+    }
+
+    /// Who the device is, as it said last.
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// Whether the device is there now. Requests may be submitted in any case.
@@ -227,13 +245,7 @@ impl LinkQueue {
 
     /// Whether that is our device, with the same size or a larger one.
     fn is_successor(&self, found: &Identity) -> bool {
-        self.is_same(found) && found.geometry.bytes >= self.identity.geometry.bytes
-    }
-
-    /// Whether that is our device, but for its size.
-    fn is_same(&self, found: &Identity) -> bool {
-        let bytes = self.identity.geometry.bytes;
-        Identity { geometry: Geometry { bytes, ..found.geometry }, ..*found } == self.identity
+        self.identity.is_same(found) && found.geometry.bytes >= self.identity.geometry.bytes
     }
 
     fn set_bytes(&mut self, bytes: u64) {
@@ -246,7 +258,7 @@ impl LinkQueue {
 
     /// The device says without being asked who it is: it has another size now. Nothing else about it can change.
     fn news(&mut self, found: Identity) {
-        if self.is_same(&found) {
+        if self.identity.is_same(&found) {
             return self.set_bytes(found.geometry.bytes);
         }
         self.lane.memory().stats().refusals.add(1);

@@ -3,6 +3,9 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(missing_docs, reason = "a test's helpers")]
 
+pub mod held;
+pub mod link;
+
 use std::time::{Duration, Instant};
 
 use fido_core::addr::{GlobalAddr, Segment};

@@ -6,11 +6,11 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use fido_core::crew::{Crew, Failure, Limits, MAX_CREW};
+use fido_core::crew::{self, Crew, Failure, MAX_CREW};
 use fido_core::domain::Domain;
 use fido_core::wait::Source;
 use mmblk::backend::file::{FileDevice, FileOptions, FileQueue};
-use mmblk::link::back::BackEnd;
+use mmblk::link::back::{BackEnd, Limits};
 
 use super::event_loop::{self, Component};
 
@@ -22,10 +22,12 @@ pub fn run(domain: &Domain) -> Result<(), Box<dyn Error>> {
     let device = open_image(domain)?;
     let mut lanes = Vec::new();
     for lane in domain.take_lanes("disk")? {
-        lanes.push(BackEnd::new(lane, device.queue(domain.memory())?));
+        lanes.push((lane, device.queue(domain.memory())?));
     }
+    // fs is the only one that it serves, and so may have all of it.
+    let lanes = BackEnd::group(lanes, Limits::NONE)?;
     let most = most_threads(domain, lanes.len())?;
-    let crew = domain.crew(Limits { least: 1, most, lull: LULL }, lanes)?;
+    let crew = domain.crew(crew::Limits { least: 1, most, lull: LULL }, lanes)?;
     domain.ready(&[("bytes", device.geometry().bytes.to_string())])?;
     event_loop::run(domain, Disk { crew })
 }

@@ -1,13 +1,25 @@
-//! The back end: serves one lane from one queue.
+//! The back end: serves the lanes of a front end, each from a queue of its own.
 //!
 //! It believes nothing: a malformed request is answered with an error, a payload whose addresses are wild as well,
 //! and ranges are checked by the queue itself. What a front end asks beyond the queue's depth waits here, bounded.
 //!
 //! When the front end's domain dies, requests in flight are finished and their results dropped. The successor is not
-//! answered before the last of them has ended, not even who the device is: so a late write of the dead can never
-//! overtake one of the living, over several lanes too if the successor connects all of them before it begins.
+//! answered before the last of them has ended, over whichever lane they came, not even who the device is: so a late
+//! write of the dead can never overtake one of the living.
+//!
+//! # Several front ends
+//! Each lane is served by one thread at a time, and lanes of different front ends know nothing of each other. What they
+//! share is the device, the threads and the heap that READ data is lent from. [`Limits`] keep each to its part: a front
+//! end that floods waits in its own ring, and one that never returns what it was lent runs out of buffers alone.
+
+mod account;
+mod flights;
+mod limits;
+mod share;
 
 use std::collections::VecDeque;
+use std::io;
+use std::time::{Duration, Instant};
 
 use fido_core::crew::Job;
 use fido_core::lane::{Change, Lane, Refusal, SendError};
@@ -16,7 +28,43 @@ use fido_core::payload::Payload;
 use fido_core::wait::Source;
 
 use super::codec::{self, Answer, Failure, IDENTIFY_ID, Identity, Request, VERSION};
-use crate::queue::{BlockCompletion, BlockOp, BlockQueue, Geometry};
+use crate::queue::{BlockCompletion, BlockOp, BlockQueue, Geometry, MAX_REQUEST_BYTES};
+use account::{Account, Lent};
+use flights::{Flight, Flights};
+pub use limits::{Limits, LimitsError, MAX_REQUESTS, MAX_TURN};
+use share::{Lack, Share};
+
+/// How long a read waits for its front end to return data that it was lent before.
+pub const LOAN_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why a front end cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Its limits make no sense.
+    #[error(transparent)]
+    Limits(#[from] LimitsError),
+    /// The system has no descriptor left.
+    #[error("a front end cannot be served: {0}")]
+    System(#[from] io::Error),
+}
+
+/// A request that the queue has not taken yet.
+#[derive(Debug)]
+struct Waiting {
+    /// Its id on the lane.
+    wire: u32,
+    op: BlockOp,
+    /// Since when it waits for data to be returned, or for one before it that does.
+    since: Option<Instant>,
+}
+
+/// Why the first waiting request is not submitted now.
+enum Refused {
+    /// Something of the front end's has to end first.
+    Wait,
+    /// It has waited long enough for that.
+    NoBuffer,
+}
 
 /// Serves one lane from one queue.
 ///
@@ -32,27 +80,52 @@ pub struct BackEnd<Q> {
     known: bool,
     /// It has to be told that the device has another size.
     news: bool,
-    /// Requests of the present session that the queue has.
+    share: Share,
+    /// What the queue has, of this session and of those that are over.
+    flights: Flights,
+    /// How many of them are of the present session.
     in_flight: usize,
-    /// Requests of sessions that are over that the queue still has.
-    leftover: usize,
-    /// Requests that the queue has not taken yet, in order. The ids are [`BackEnd::queue_id`]s.
-    waiting: VecDeque<(u64, BlockOp)>,
+    /// Requests that the queue has not taken yet, in order, with their ids on the lane.
+    waiting: VecDeque<Waiting>,
     /// Answers that the lane has not taken yet, in order.
     answers: VecDeque<(Head, Payload)>,
 }
 
 impl<Q: BlockQueue> BackEnd<Q> {
-    /// A back end that serves `lane` from `queue`. Nothing else may use the queue.
-    pub fn new(lane: Lane, queue: Q) -> Self {
+    /// A back end that serves `lane` from `queue`, for a front end that has no other lane and no limits. Nothing else may
+    /// use the queue.
+    ///
+    /// # Errors
+    /// The kernel's, if there is no descriptor left.
+    pub fn new(lane: Lane, queue: Q) -> io::Result<Self> {
+        let share = Share::alone(Limits::NONE)?;
+        Ok(Self::with(lane, queue, share))
+    }
+
+    /// Back ends that serve the lanes of one front end, each from the queue beside it. Nothing else may use the queues.
+    ///
+    /// # Errors
+    /// [`ServeError`] if the limits make no sense, or there is no descriptor left.
+    pub fn group(lanes: Vec<(Lane, Q)>, limits: Limits) -> Result<Vec<Self>, ServeError> {
+        let account = Account::new(limits.checked()?, lanes.len())?;
+        let shares = Share::of_all(&account);
+        Ok(lanes.into_iter().zip(shares).map(|((lane, queue), share)| Self::with(lane, queue, share)).collect())
+    }
+
+    fn with(lane: Lane, queue: Q, mut share: Share) -> Self {
+        // Somebody else may have taken the news that it is there.
+        if let Some(peer) = lane.peer() {
+            share.came(peer);
+        }
         Self {
             lane,
             queue,
             session: 0,
             known: false,
             news: false,
+            share,
+            flights: Flights::default(),
             in_flight: 0,
-            leftover: 0,
             waiting: VecDeque::new(),
             answers: VecDeque::new(),
         }
@@ -87,36 +160,37 @@ impl<Q: BlockQueue> BackEnd<Q> {
     }
 
     /// What to wait for.
-    pub fn sources(&mut self) -> [&mut dyn Source; 2] {
-        [&mut self.lane, &mut self.queue]
+    pub fn sources(&mut self) -> [&mut dyn Source; 3] {
+        [&mut self.lane, &mut self.queue, &mut self.share]
     }
 
     fn follow_changes(&mut self) -> bool {
         let mut any = false;
         while let Some(change) = self.lane.change() {
             any = true;
-            if let Change::Down(peer) = change {
-                tracing::info!(lane = self.lane.name(), %peer, "the disk's user is gone");
-                self.session = self.session.wrapping_add(1);
-                (self.known, self.news) = (false, false);
-                self.leftover += std::mem::take(&mut self.in_flight);
-                self.waiting.clear();
-                self.answers.clear();
+            match change {
+                Change::Up(peer) => self.share.came(peer),
+                Change::Down(peer) => {
+                    tracing::info!(lane = self.lane.name(), %peer, "the disk's user is gone");
+                    self.session = self.session.wrapping_add(1);
+                    (self.known, self.news) = (false, false);
+                    self.waiting.clear();
+                    self.answers.clear();
+                    self.share.gone(std::mem::take(&mut self.in_flight));
+                }
             }
         }
         any
     }
 
-    /// The queue's id for a request of the present session.
-    fn queue_id(&self, wire: u32) -> u64 {
-        u64::from(self.session) << 32 | u64::from(wire)
-    }
-
-    /// Takes requests off the lane. A front end that keeps to the depth never meets the bound; for one that does not,
-    /// requests stay in the ring.
+    /// Takes requests off the lane, one turn of them. A front end that keeps to the depth never meets the other bound;
+    /// for one that does not, requests stay in the ring.
     fn take_requests(&mut self) -> bool {
         let mut any = false;
-        while self.has_room() {
+        for _ in 0..self.share.limits().turn {
+            if !self.has_room() {
+                break;
+            }
             let Some(message) = self.lane.recv() else { break };
             any = true;
             match message {
@@ -172,16 +246,32 @@ impl<Q: BlockQueue> BackEnd<Q> {
                 return self.answer(id, Answer::Failed(Failure::Protocol));
             }
         };
-        self.waiting.push_back((self.queue_id(id), op));
+        self.waiting.push_back(Waiting { wire: id, op, since: None });
     }
 
     fn submit_waiting(&mut self) -> bool {
         let mut any = false;
-        while self.leftover == 0
-            && let Some((id, op)) = self.waiting.pop_front()
+        while self.share.may_serve()
+            && let Some(Waiting { wire, op, since }) = self.waiting.pop_front()
         {
+            let lent = match self.admit(&op, since) {
+                Ok(lent) => lent,
+                Err(Refused::Wait) => {
+                    self.waiting.push_front(Waiting { wire, op, since });
+                    self.stamp_waiting();
+                    break;
+                }
+                Err(Refused::NoBuffer) => {
+                    self.answer(wire, Answer::Failed(Failure::NoBuffer));
+                    any = true;
+                    continue;
+                }
+            };
+            let id = self.flights.enter(Flight { wire, session: self.session, lent });
             if let Err(busy) = self.queue.submit(id, op) {
-                self.waiting.push_front((id, busy.0));
+                drop(self.flights.remove(id));
+                self.share.return_request();
+                self.waiting.push_front(Waiting { wire, op: busy.0, since });
                 break;
             }
             self.in_flight += 1;
@@ -193,21 +283,64 @@ impl<Q: BlockQueue> BackEnd<Q> {
         any
     }
 
+    /// Says of all that wait since when they do. Those that came first have been told already.
+    fn stamp_waiting(&mut self) {
+        if matches!(self.share.lack(), Lack::Bytes { .. }) {
+            let now = Instant::now();
+            let unstamped = self.waiting.iter_mut().rev().take_while(|waiting| waiting.since.is_none());
+            unstamped.for_each(|waiting| waiting.since = Some(now));
+        }
+    }
+
+    /// Enters the first waiting request into the front end's account.
+    fn admit(&mut self, op: &BlockOp, since: Option<Instant>) -> Result<Option<Lent>, Refused> {
+        self.share.set_lack(Lack::Nothing);
+        let mut lent = None;
+        if let BlockOp::Read { len, .. } = op
+            // What is longer the queue refuses.
+            && *len <= MAX_REQUEST_BYTES
+            && self.share.limits().lent_bytes < u64::MAX
+        {
+            lent = self.share.lend((*len).into());
+            if lent.is_none() {
+                let now = Instant::now();
+                let patience = since.unwrap_or(now) + LOAN_PATIENCE;
+                if now >= patience {
+                    return Err(Refused::NoBuffer);
+                }
+                self.share.set_lack(Lack::Bytes { len: (*len).into(), patience });
+                return Err(Refused::Wait);
+            }
+        }
+        if !self.share.take_request() {
+            self.share.set_lack(Lack::Request);
+            return Err(Refused::Wait);
+        }
+        Ok(lent)
+    }
+
     fn take_completions(&mut self) -> bool {
         let mut any = false;
         while let Some(BlockCompletion { id, result }) = self.queue.poll() {
             any = true;
-            if id >> 32 != u64::from(self.session) {
+            // A queue that ends what it was not given is a bug of ours, and nobody waits for that.
+            let Some(Flight { wire, session, lent }) = self.flights.remove(id) else { continue };
+            self.share.return_request();
+            if session != self.session {
                 // Of a session that is over: dropped, and with it the buffer.
-                self.leftover = self.leftover.saturating_sub(1);
+                drop(result);
+                self.share.left_ended();
                 continue;
             }
             self.in_flight = self.in_flight.saturating_sub(1);
-            let wire = id as u32;
             match result {
                 // At most `MAX_REQUEST_BYTES`.
                 Ok(data) => {
                     let head = Answer::Done { len: data.len() as u32 }.encode(wire);
+                    let data = match lent {
+                        Some(lent) if !data.is_empty() => lent.attach(&data),
+                        _ => data,
+                    };
                     self.answers.push_back((head, data));
                 }
                 Err(error) => {
@@ -237,7 +370,7 @@ impl<Q: BlockQueue> BackEnd<Q> {
     /// Says once, however often the size has changed meanwhile, who the device is now; behind all answers, one of which
     /// may be an older identity.
     fn send_news(&mut self) -> bool {
-        if !self.news || self.leftover > 0 || !self.answers.is_empty() {
+        if !self.news || !self.share.may_serve() || !self.answers.is_empty() {
             return false;
         }
         let head = Answer::Identity(self.identity()).encode(IDENTIFY_ID);
@@ -248,7 +381,7 @@ impl<Q: BlockQueue> BackEnd<Q> {
 
     fn send_answers(&mut self) -> bool {
         let mut any = false;
-        while self.leftover == 0
+        while self.share.may_serve()
             && let Some((head, payload)) = self.answers.pop_front()
         {
             let failure = match self.lane.send(head, payload) {
