@@ -28,6 +28,7 @@ use fido_core::payload::Payload;
 use fido_core::wait::Source;
 
 use super::codec::{self, Answer, Failure, IDENTIFY_ID, Identity, Request, VERSION};
+use crate::extents;
 use crate::queue::{BlockCompletion, BlockOp, BlockQueue, Geometry, MAX_REQUEST_BYTES};
 use account::{Account, Lent};
 use flights::{Flight, Flights};
@@ -296,19 +297,16 @@ impl<Q: BlockQueue> BackEnd<Q> {
     fn admit(&mut self, op: &BlockOp, since: Option<Instant>) -> Result<Option<Lent>, Refused> {
         self.share.set_lack(Lack::Nothing);
         let mut lent = None;
-        if let BlockOp::Read { len, .. } = op
-            // What is longer the queue refuses.
-            && *len <= MAX_REQUEST_BYTES
-            && self.share.limits().lent_bytes < u64::MAX
-        {
-            lent = self.share.lend((*len).into());
+        let bytes = lends(op);
+        if bytes > 0 && self.share.limits().lent_bytes < u64::MAX {
+            lent = self.share.lend(bytes);
             if lent.is_none() {
                 let now = Instant::now();
                 let patience = since.unwrap_or(now) + LOAN_PATIENCE;
                 if now >= patience {
                     return Err(Refused::NoBuffer);
                 }
-                self.share.set_lack(Lack::Bytes { len: (*len).into(), patience });
+                self.share.set_lack(Lack::Bytes { len: bytes, patience });
                 return Err(Refused::Wait);
             }
         }
@@ -424,6 +422,15 @@ impl<Q: BlockQueue + Send> Job for BackEnd<Q> {
 
     fn sources<'a>(&'a mut self, all: &mut Vec<&'a mut dyn Source>) {
         all.extend(BackEnd::sources(self));
+    }
+}
+
+/// How many bytes of the heap the answer may take. A read that is too long is refused by the queue.
+fn lends(op: &BlockOp) -> u64 {
+    match op {
+        BlockOp::Read { len, .. } if *len <= MAX_REQUEST_BYTES => (*len).into(),
+        BlockOp::Extents { .. } => extents::MAX_BYTES.into(),
+        _ => 0,
     }
 }
 
