@@ -5,16 +5,17 @@
 //!
 //! A read that finds no buffer fails with [`BlockError::NoBuffer`] at once: this device has nothing to wait with.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use fido_core::foreign::Landing;
 use fido_core::memory::Memory;
 use fido_core::payload::Payload;
-use fido_core::wait::Source;
+use fido_core::wait::{Source, WakeId};
 use fido_core::window::Span;
 
-use super::{DeviceError, memory_features, silent_wake};
+use super::size::{Follower, Size};
+use super::{DeviceError, memory_features};
 use crate::extents::{self, Extent};
 use crate::finished::Finished;
 use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Features, Geometry};
@@ -22,7 +23,9 @@ use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Featu
 /// A device in private memory, all zeros at first. Clones and queues share it.
 #[derive(Debug, Clone)]
 pub struct MemoryDevice {
-    geometry: Geometry,
+    /// As it was made.
+    made: Geometry,
+    size: Arc<Size>,
     content: Arc<RwLock<Vec<u8>>>,
 }
 
@@ -40,7 +43,8 @@ impl MemoryDevice {
             return Err(none);
         }
         content.resize(len, 0);
-        Ok(Self { geometry, content: Arc::new(RwLock::new(content)) })
+        let size = Arc::new(Size::new(geometry.bytes));
+        Ok(Self { made: geometry, size, content: Arc::new(RwLock::new(content)) })
     }
 
     /// A queue on it, which lends buffers of `memory`.
@@ -48,7 +52,31 @@ impl MemoryDevice {
     /// # Errors
     /// [`DeviceError::Wake`] if the system has no descriptor for it.
     pub fn queue(&self, memory: Memory) -> Result<MemoryQueue, DeviceError> {
-        Ok(MemoryQueue { device: self.clone(), memory, finished: Finished::default(), wake: silent_wake()? })
+        let follower = self.size.follow(self.geometry()).map_err(DeviceError::Wake)?;
+        Ok(MemoryQueue { device: self.clone(), memory, finished: Finished::default(), follower })
+    }
+
+    /// What the device is like.
+    pub fn geometry(&self) -> Geometry {
+        Geometry { bytes: self.size.get(), ..self.made }
+    }
+
+    /// Gives the device another size; every queue hears of it. What is new is zeros.
+    ///
+    /// # Errors
+    /// [`DeviceError`] if the size is beyond the limits or there is no memory for it; the device is then as before.
+    pub fn resize(&self, bytes: u64) -> Result<(), DeviceError> {
+        Geometry { bytes, ..self.made }.checked()?;
+        let none = DeviceError::Memory { bytes };
+        let Ok(len) = usize::try_from(bytes) else { return Err(none) };
+        let mut content = self.content.write().unwrap_or_else(PoisonError::into_inner);
+        if len > content.len() && content.try_reserve_exact(len).is_err() {
+            return Err(none);
+        }
+        content.resize(len, 0);
+        // Under the lock, so that two changes leave the same behind here and there.
+        self.size.set(bytes);
+        Ok(())
     }
 }
 
@@ -58,12 +86,12 @@ pub struct MemoryQueue {
     device: MemoryDevice,
     memory: Memory,
     finished: Finished,
-    wake: OwnedFd,
+    follower: Follower,
 }
 
 impl MemoryQueue {
     fn perform(&self, op: &BlockOp) -> Result<Payload, BlockError> {
-        self.device.geometry.check(op)?;
+        self.device.geometry().check(op)?;
         match op {
             BlockOp::Read { offset, len } => self.read(*offset, *len as usize),
             BlockOp::Write { offset, data, .. } => self.write(*offset, data),
@@ -84,7 +112,7 @@ impl MemoryQueue {
     }
 
     fn land(&self, offset: u64, landing: &Landing) -> Result<Payload, BlockError> {
-        self.device.geometry.check_read_into(offset, landing)?;
+        self.device.geometry().check_read_into(offset, landing)?;
         let len = landing.len();
         let content = self.device.content.read().unwrap_or_else(PoisonError::into_inner);
         let found = content.get(offset as usize..).and_then(|from| from.get(..len as usize));
@@ -115,15 +143,19 @@ fn copy_spans(spans: &[Span], out: &mut [u8]) {
 
 impl BlockQueue for MemoryQueue {
     fn geometry(&self) -> Geometry {
-        self.device.geometry
+        self.follower.geometry()
+    }
+
+    fn resized(&mut self) -> Option<Geometry> {
+        self.follower.news(&self.device.size)
     }
 
     fn features(&self) -> Features {
-        memory_features(&self.device.geometry)
+        memory_features(&self.device.made)
     }
 
     fn submit(&mut self, id: u64, op: BlockOp) -> Result<(), Busy> {
-        if self.finished.len() >= self.device.geometry.depth as usize {
+        if self.finished.len() >= self.device.made.depth as usize {
             return Err(Busy(op));
         }
         let result = self.perform(&op);
@@ -136,7 +168,7 @@ impl BlockQueue for MemoryQueue {
     }
 
     fn read_into(&mut self, id: u64, offset: u64, landing: Landing) -> Result<(), Landing> {
-        if self.finished.len() >= self.device.geometry.depth as usize {
+        if self.finished.len() >= self.device.made.depth as usize {
             return Err(landing);
         }
         let result = self.land(offset, &landing);
@@ -153,10 +185,18 @@ impl BlockQueue for MemoryQueue {
 
 impl Source for MemoryQueue {
     fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
+        self.follower.as_fd()
+    }
+
+    fn edge_triggered(&self) -> bool {
+        true
+    }
+
+    fn wake_id(&self) -> Option<WakeId> {
+        Some(self.follower.id())
     }
 
     fn ready(&mut self) -> bool {
-        !self.finished.is_empty()
+        !self.finished.is_empty() || self.follower.is_behind(&self.device.size)
     }
 }

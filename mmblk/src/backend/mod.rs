@@ -19,6 +19,7 @@ use crate::queue::{Features, Geometry, GeometryError};
 pub mod file;
 pub mod memory;
 pub mod null;
+mod size;
 
 /// Why a null or memory device cannot be had.
 #[derive(Debug, thiserror::Error)]

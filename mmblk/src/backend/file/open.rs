@@ -13,6 +13,7 @@ use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 
 use super::queue::FileQueue;
+use crate::backend::size::Size;
 use crate::queue::{BlockError, Features, Geometry, GeometryError};
 
 /// What to open, and how to present it.
@@ -22,6 +23,8 @@ pub struct FileOptions {
     pub path: PathBuf,
     /// Creates a missing (or empty) image with this many bytes, sparse. `None`: a missing image is an error.
     pub create_bytes: Option<u64>,
+    /// Only reads it. The lock is then shared with others that only read.
+    pub read_only: bool,
     /// The least size that makes sense to the caller.
     pub min_bytes: u64,
     /// Block size that the device shows. Through the page cache any power of two will do; below 4096, writes of
@@ -40,6 +43,7 @@ impl FileOptions {
         Self {
             path: path.into(),
             create_bytes: None,
+            read_only: false,
             min_bytes: 0,
             block: 4096,
             depth: 128,
@@ -123,7 +127,9 @@ pub struct FileDevice(Arc<Shared>);
 pub(super) struct Shared {
     pub(super) file: File,
     pub(super) path: PathBuf,
-    pub(super) geometry: Geometry,
+    /// As it was opened.
+    pub(super) opened: Geometry,
+    pub(super) size: Size,
     pub(super) features: Features,
     pub(super) sync_latch: SyncLatch,
 }
@@ -151,6 +157,12 @@ impl SyncLatch {
     }
 }
 
+impl Shared {
+    pub(super) fn geometry(&self) -> Geometry {
+        Geometry { bytes: self.size.get(), ..self.opened }
+    }
+}
+
 impl FileDevice {
     /// Opens (or creates) and locks what `options` say.
     ///
@@ -162,14 +174,14 @@ impl FileDevice {
         let wanted = options.create_bytes.unwrap_or((*block).into());
         // Checked first, so that a mistake in the options creates nothing.
         Geometry { bytes: wanted, block: *block, depth: *depth }.checked().map_err(geometry_error)?;
-        let file = open(path, options.create_bytes.is_some())?;
+        let file = open(path, options.create_bytes.is_some() && !options.read_only, options.read_only)?;
         let kind = file.metadata().map_err(os(path, "inspect it"))?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(FileError::Kind { path: path.clone() });
         }
-        lock(&file, path, options.lock_wait)?;
-        let mut bytes = size(&file).map_err(os(path, "find its size"))?;
-        if let (0, true, Some(wanted)) = (bytes, kind.is_file(), options.create_bytes) {
+        lock(&file, path, options)?;
+        let mut bytes = behind(&file).map_err(os(path, "find its size"))?;
+        if let (0, true, false, Some(wanted)) = (bytes, kind.is_file(), options.read_only, options.create_bytes) {
             create(&file, path, wanted)?;
             bytes = wanted;
         }
@@ -179,14 +191,32 @@ impl FileDevice {
         }
         let geometry = Geometry { bytes: bytes - bytes % u64::from(*block), block: *block, depth: *depth };
         let geometry = geometry.checked().map_err(geometry_error)?;
-        let features = features(&file, &geometry);
+        let features = features(&file, &geometry, options.read_only);
         let sync_latch = SyncLatch::default();
-        Ok(Self(Arc::new(Shared { file, path: path.clone(), geometry, features, sync_latch })))
+        let size = Size::new(geometry.bytes);
+        Ok(Self(Arc::new(Shared { file, path: path.clone(), opened: geometry, size, features, sync_latch })))
     }
 
     /// What the device is like.
     pub fn geometry(&self) -> Geometry {
-        self.0.geometry
+        self.0.geometry()
+    }
+
+    /// Looks how large the image or block device is by now. If it has grown or shrunk, every queue on it hears of it.
+    ///
+    /// # Errors
+    /// [`FileError`] if it cannot be found out, or is no size for a device; the device is then taken to be as before.
+    pub fn refresh(&self) -> Result<Geometry, FileError> {
+        let Shared { file, path, opened, size, .. } = &*self.0;
+        let bytes = behind(file).map_err(os(path, "find its size"))?;
+        let block = u64::from(opened.block);
+        if bytes < block {
+            return Err(FileError::TooSmall { path: path.clone(), bytes, needed: block });
+        }
+        let geometry = Geometry { bytes: bytes - bytes % block, ..*opened }.checked();
+        let geometry = geometry.map_err(|error| FileError::Geometry { path: path.clone(), error })?;
+        size.set(geometry.bytes);
+        Ok(geometry)
     }
 
     /// What it can do.
@@ -208,8 +238,8 @@ pub(super) fn os(path: &Path, action: &'static str) -> impl FnOnce(io::Error) ->
     move |error| FileError::Os { path, action, error }
 }
 
-fn open(path: &Path, create: bool) -> Result<File, FileError> {
-    OpenOptions::new().read(true).write(true).create(create).truncate(false).open(path).map_err(|error| {
+fn open(path: &Path, create: bool, read_only: bool) -> Result<File, FileError> {
+    OpenOptions::new().read(true).write(!read_only).create(create).truncate(false).open(path).map_err(|error| {
         let path = path.to_path_buf();
         match Errno::from_io_error(&error) {
             Some(Errno::NOENT) => FileError::Missing { path },
@@ -221,10 +251,15 @@ fn open(path: &Path, create: bool) -> Result<File, FileError> {
 }
 
 /// Takes the lock, which belongs to the open file: shared by this process's queues, gone when it is closed.
-fn lock(file: &File, path: &Path, wait: Duration) -> Result<(), FileError> {
+fn lock(file: &File, path: &Path, options: &FileOptions) -> Result<(), FileError> {
+    let wait = options.lock_wait;
+    let how = match options.read_only {
+        true => FlockOperation::NonBlockingLockShared,
+        false => FlockOperation::NonBlockingLockExclusive,
+    };
     let start = Instant::now();
     loop {
-        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        match rustix::fs::flock(file, how) {
             Ok(()) => return Ok(()),
             Err(Errno::INTR) => {}
             Err(Errno::WOULDBLOCK) if start.elapsed() < wait => std::thread::sleep(Duration::from_millis(5)),
@@ -235,11 +270,11 @@ fn lock(file: &File, path: &Path, wait: Duration) -> Result<(), FileError> {
 }
 
 /// The page cache writes whole pages, and reads first what a write leaves of one.
-fn features(file: &File, geometry: &Geometry) -> Features {
+fn features(file: &File, geometry: &Geometry, read_only: bool) -> Features {
     Features {
-        read_only: false,
-        discard: can_punch(file, geometry),
-        write_zeroes: true,
+        read_only,
+        discard: !read_only && can_punch(file, geometry),
+        write_zeroes: !read_only,
         volatile_cache: true,
         preferred_block: geometry.block.max(rustix::param::page_size() as u32),
     }
@@ -254,7 +289,7 @@ fn can_punch(file: &File, geometry: &Geometry) -> bool {
 }
 
 /// The size, also of a block device (whose metadata say 0). Nothing here uses the file's position.
-fn size(mut file: &File) -> io::Result<u64> {
+fn behind(mut file: &File) -> io::Result<u64> {
     io::Seek::seek(&mut file, io::SeekFrom::End(0))
 }
 

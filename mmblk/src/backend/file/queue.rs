@@ -12,13 +12,13 @@
 //! kernel fails requests, reads with EFAULT, with the thread that submitted them.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fido_core::foreign::Landing;
 use fido_core::memory::Memory;
-use fido_core::wait::Source;
+use fido_core::wait::{Source, WakeId};
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
@@ -26,6 +26,7 @@ use rustix::io::Errno;
 use super::holes;
 use super::open::{FileError, Shared, os};
 use super::request::{Request, Step};
+use crate::backend::size::Follower;
 use crate::extents;
 use crate::finished::Finished;
 use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Features, Geometry};
@@ -38,12 +39,16 @@ const DROP_PATIENCE: Duration = Duration::from_secs(5);
 const BUFFER_INTERVAL_NANOS: u32 = 1_000_000;
 /// The timer's completion; requests have their index in the table.
 const TIMER: u64 = u64::MAX;
+/// The completion of the wait for the bell of the device's size.
+const BELL: u64 = u64::MAX - 1;
 
 /// A queue of a [`FileDevice`](super::FileDevice).
 pub struct FileQueue {
     device: Arc<Shared>,
     memory: Memory,
     ring: IoUring,
+    follower: Follower,
+    id: WakeId,
     /// What the kernel has, by index; `None` where free.
     table: Vec<Option<Request>>,
     free: Vec<usize>,
@@ -66,18 +71,21 @@ struct Waiting {
 
 impl FileQueue {
     pub(super) fn new(device: Arc<Shared>, memory: Memory) -> Result<Self, FileError> {
-        let depth = device.geometry.depth;
-        // One entry more than requests, for the timer: so neither ring can overflow.
-        let ring = IoUring::new(depth + 1).map_err(|error| match Errno::from_io_error(&error) {
+        let depth = device.opened.depth;
+        // Two entries more than requests, for the timer and the size's bell: so neither ring can overflow.
+        let ring = IoUring::new(depth + 2).map_err(|error| match Errno::from_io_error(&error) {
             Some(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => {
                 FileError::NoIoUring { path: device.path.clone(), error }
             }
             _ => os(&device.path, "make a ring for it")(error),
         })?;
-        Ok(Self {
+        let follower = device.size.follow(device.opened).map_err(os(&device.path, "follow its size"))?;
+        let mut queue = Self {
             device,
             memory,
             ring,
+            follower,
+            id: WakeId::unique(),
             table: (0..depth).map(|_| None).collect(),
             free: (0..depth as usize).rev().collect(),
             waiting: VecDeque::new(),
@@ -85,7 +93,17 @@ impl FileQueue {
             timer: Box::new(types::Timespec::new().nsec(BUFFER_INTERVAL_NANOS)),
             timer_set: false,
             owed: false,
-        })
+        };
+        queue.listen();
+        Ok(queue)
+    }
+
+    /// Has the ring wake this queue when the device's size changes.
+    fn listen(&mut self) {
+        let fd = types::Fd(self.follower.as_fd().as_raw_fd());
+        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build().user_data(BELL);
+        // SAFETY: the entry points to no memory.
+        self.owed |= unsafe { self.push(&entry) };
     }
 
     /// The memory that it translates with and lends buffers of.
@@ -104,7 +122,7 @@ impl FileQueue {
 
     fn start(&mut self, id: u64, op: BlockOp) -> Result<(), BlockError> {
         self.device.features.check(&op)?;
-        self.device.geometry.check(&op)?;
+        self.device.geometry().check(&op)?;
         if op.is_durable() {
             self.device.sync_latch.check()?;
         }
@@ -123,7 +141,7 @@ impl FileQueue {
                 self.begin(Request::zeroes(id, offset, len, durable, unmap));
             }
             BlockOp::Extents { offset, len } => {
-                let list = holes::extents(&self.device.file, offset, len, self.device.geometry.block)?;
+                let list = holes::extents(&self.device.file, offset, len, self.device.opened.block)?;
                 self.finished.push(id, Ok(extents::write(&list, &self.memory)?));
             }
         }
@@ -212,6 +230,13 @@ impl FileQueue {
         while let Some(entry) = { self.ring.completion().next() } {
             match entry.user_data() {
                 TIMER => self.timer_set = false,
+                BELL => {
+                    self.follower.reset();
+                    // The kernel ends the wait with the thread that has begun it, too; else with no error.
+                    if entry.result() >= 0 || entry.result() == -libc::ECANCELED {
+                        self.listen();
+                    }
+                }
                 index => self.complete(index as usize, entry.result()),
             }
         }
@@ -249,7 +274,11 @@ impl FileQueue {
 
 impl BlockQueue for FileQueue {
     fn geometry(&self) -> Geometry {
-        self.device.geometry
+        self.follower.geometry()
+    }
+
+    fn resized(&mut self) -> Option<Geometry> {
+        self.follower.news(&self.device.size)
     }
 
     fn features(&self) -> Features {
@@ -274,7 +303,7 @@ impl BlockQueue for FileQueue {
         if self.is_full() {
             return Err(landing);
         }
-        match self.device.geometry.check_read_into(offset, &landing) {
+        match self.device.geometry().check_read_into(offset, &landing) {
             Ok(()) => self.begin(Request::read_into(id, offset, landing)),
             Err(error) => self.finished.push(id, Err(error)),
         }
@@ -306,8 +335,13 @@ impl Source for FileQueue {
         unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
     }
 
+    fn wake_id(&self) -> Option<WakeId> {
+        Some(self.id)
+    }
+
     fn ready(&mut self) -> bool {
-        self.owed || !self.finished.is_empty() || !self.ring.completion().is_empty()
+        let behind = self.follower.is_behind(&self.device.size);
+        behind || self.owed || !self.finished.is_empty() || !self.ring.completion().is_empty()
     }
 }
 

@@ -117,6 +117,40 @@ fn an_image_has_one_owner() {
 }
 
 #[test]
+fn what_may_only_be_read_is_shared_with_others_that_only_read() {
+    let (dir, device) = device();
+    blocking(&device).write_from(0, &[3; 4096], true, Copied::Metadata).unwrap();
+    let read_only = FileOptions { read_only: true, ..options(&dir) };
+    assert!(matches!(FileDevice::open(&read_only), Err(FileError::Locked { .. })));
+    drop(device);
+    let wait = FileOptions { lock_wait: Duration::from_secs(10), ..read_only.clone() };
+    let both = [FileDevice::open(&wait).unwrap(), FileDevice::open(&read_only).unwrap()];
+    assert!(matches!(FileDevice::open(&options(&dir)), Err(FileError::Locked { .. })));
+    for device in &both {
+        let mut disk = blocking(device);
+        let mut found = [0; 4096];
+        disk.read_into(0, &mut found, Copied::Metadata).unwrap();
+        assert_eq!((found, disk.features().read_only), ([3; 4096], true));
+        assert_eq!(disk.write_from(0, &[4; 4096], false, Copied::Metadata), Err(BlockError::ReadOnly));
+        assert_eq!(disk.write_zeroes(0, 4096, false, true), Err(BlockError::ReadOnly));
+        disk.flush().unwrap();
+    }
+    let missing = FileOptions { path: dir.path().join("none"), ..read_only };
+    assert!(matches!(FileDevice::open(&missing), Err(FileError::Missing { .. })), "nothing is created");
+}
+
+#[test]
+fn a_size_that_makes_no_sense_changes_nothing() {
+    let (dir, device) = device();
+    let image = std::fs::OpenOptions::new().write(true).open(dir.path().join("image")).unwrap();
+    image.set_len(4095).unwrap();
+    assert!(matches!(device.refresh(), Err(FileError::TooSmall { bytes: 4095, needed: 4096, .. })));
+    assert_eq!(device.geometry().bytes, BYTES);
+    image.set_len(4096 + 4095).unwrap();
+    assert_eq!((device.refresh().unwrap().bytes, device.geometry().bytes), (4096, 4096));
+}
+
+#[test]
 fn a_lock_is_waited_for() {
     let (dir, device) = device();
     let late = std::thread::spawn(move || {
