@@ -267,10 +267,10 @@ impl Booted<'_> {
         }
     }
 
-    /// Whether it has ended its script.
-    pub fn has_ended(&mut self) -> bool {
+    /// Whether it has said a line that begins with `words`, or has ended.
+    pub fn has_said(&mut self, words: &str) -> bool {
         self.take();
-        self.end.is_some()
+        self.end.is_some() || self.said.iter().any(|line| line.starts_with(words))
     }
 
     /// QEMU's process.

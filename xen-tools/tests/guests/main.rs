@@ -1,12 +1,16 @@
-//! Real Linux guests under emulation. They take a while and need Debian's packages: `.ci/guests` runs them.
+//! Real Linux guests under emulation. They take a while and need Debian's packages: `.ci/guests` runs them. Here are the
+//! tests of the guests themselves; each device has a file of its own.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::time::{Duration, Instant};
 
-use xen_tools::vm::{Guest, GuestError, Kit};
+use xen_tools::vm::{Guest, GuestError};
 
-fn kit() -> Kit {
-    Kit::prepare().unwrap_or_else(|error| panic!("no guests ({error}); .ci/guests installs what they need"))
-}
+use support::kit;
+
+mod support;
+mod vhost_user;
 
 fn alive(process: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{process}/stat")).is_ok_and(|stat| !stat.contains(") Z"))
