@@ -12,10 +12,11 @@ mod program;
 
 use std::path::Path;
 
-use common::pattern;
+use common::{GEOMETRY, Rig, conforms, pattern};
 use fido_core::memory::Memory;
 use fido_core::testing::private_memory;
 use mmblk::backend::file::{FileDevice, FileOptions};
+use mmblk::backend::nbd::{NbdDevice, NbdOptions, NbdQueue};
 use mmblk::export::nbd::{Export, Limits};
 use nbd::{Running, export};
 use program::run;
@@ -191,4 +192,52 @@ fn fio_verifies_with_several_connections() {
     );
     assert!(!said.contains("verify:"), "{said}");
     assert_eq!(memory.stats().payload_bytes_copied.get(), 0);
+}
+
+/// A client of a server that is a program, which `make` starts at a socket in a directory with an empty image.
+fn client_of(make: impl Fn(&str, &str) -> program::Running) -> Rig<NbdQueue> {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, image) = (dir.path().join("socket"), dir.path().join("image"));
+    std::fs::File::create(&image).unwrap().set_len(GEOMETRY.bytes).unwrap();
+    let server = make(socket.to_str().unwrap(), image.to_str().unwrap());
+    server.wait_for(&socket);
+    let uri = format!("nbd+unix:///?socket={}", socket.display()).parse().unwrap();
+    let options = NbdOptions { depth: GEOMETRY.depth, ..NbdOptions::default() };
+    let device = NbdDevice::connect(&uri, &options).unwrap();
+    let (memory, peer) = (private_memory(64 << 20), private_memory(2 << 20));
+    memory.windows().insert(peer.arena().window().clone());
+    let queue = device.queue(memory.clone()).unwrap();
+    Rig { queue, device: memory.clone(), memory, peer, stores: true, copies: 0, keep: Box::new((server, dir)) }
+}
+
+#[test]
+#[ignore = "needs Debian's programs: run by .ci/blk"]
+fn the_client_conforms_on_nbdkit() {
+    conforms(|| client_of(|socket, image| program::start("nbdkit", &["-f", "-U", socket, "file", image])));
+}
+
+#[test]
+#[ignore = "needs Debian's programs: run by .ci/blk"]
+fn the_client_conforms_on_qemu_nbd() {
+    let args = ["--persistent", "--shared=4", "--format=raw", "--discard=unmap", "--detect-zeroes=unmap"];
+    conforms(|| client_of(|socket, image| program::start("qemu-nbd", &[&args[..], &["-k", socket, image]].concat())));
+}
+
+#[test]
+#[ignore = "needs Debian's programs: run by .ci/blk"]
+fn a_disk_behind_two_servers_is_the_same_disk() {
+    // qemu-io, our server, our client, nbdkit.
+    let rig = client_of(|socket, image| program::start("nbdkit", &["-f", "-U", socket, "file", image]));
+    let (memory, keep) = (rig.memory, rig.keep);
+    let running = Running::start(vec![export("disk")], Limits::default(), &memory, vec![vec![rig.queue]]);
+    let uri = running.uri("disk");
+    let said =
+        run("qemu-io", &["-f", "raw", "-c", "write -P 7 1M 1M", "-c", "write -z 1536k 64k", "-c", "flush", &uri]);
+    assert!(!said.contains("failed"), "{said}");
+    let said = run("qemu-io", &["-f", "raw", "-c", "read -P 7 1M 512k", "-c", "read -P 0 1536k 64k", &uri]);
+    assert!(!said.contains("failed"), "{said}");
+    let map = run("nbdinfo", &["--map", &uri]);
+    assert!(map.contains("hole,zero") && map.contains("data"), "{map}");
+    assert_eq!(memory.stats().payload_bytes_copied.get(), 0);
+    drop((running, keep));
 }

@@ -5,6 +5,7 @@
 //! | [`null::NullQueue`] | nothing is stored: the price of everything but the device |
 //! | [`memory::MemoryDevice`] | private memory: tests and demonstrations |
 //! | [`file::FileDevice`] | an image file or a block device, through io_uring |
+//! | [`nbd::NbdDevice`] | an export of any NBD server: a disk on another machine |
 //!
 //! A device is shared by all queues on it; a queue belongs to one thread.
 
@@ -18,6 +19,7 @@ use crate::queue::{Features, Geometry, GeometryError};
 
 pub mod file;
 pub mod memory;
+pub mod nbd;
 pub mod null;
 mod size;
 

@@ -126,6 +126,27 @@ impl Incoming {
         len
     }
 
+    /// Receives into private memory what is not worth a buffer or finds none: a header, or payload that is to be
+    /// dropped. Only while nothing is pending.
+    pub fn receive_aside(&mut self, fd: &impl AsFd, out: &mut [u8], memory: &Memory) -> io::Result<usize> {
+        if self.pending > 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        memory.stats().syscalls.add(1);
+        let room = out.len();
+        let (count, _) = rustix::net::recv(fd, out, rustix::net::RecvFlags::DONTWAIT)?;
+        self.more = count == room;
+        Ok(count)
+    }
+
+    /// Lets go of buffers of which nothing is on loan. Only while nothing is pending.
+    pub fn shrink(&mut self) {
+        if self.pending == 0 {
+            self.retired.extend(self.filling.take());
+            self.retired.retain_mut(|filling| !filling.rewind());
+        }
+    }
+
     /// A buffer with room. Only while nothing is pending.
     fn room(&mut self, expected: usize, memory: &Memory) -> Option<&mut Filling> {
         let header = self.header;

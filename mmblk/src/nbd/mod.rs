@@ -13,6 +13,7 @@
 
 pub mod haggling;
 pub mod incoming;
+pub(crate) mod outgoing;
 pub mod place;
 pub mod transmission;
 

@@ -28,7 +28,6 @@ mod device;
 mod door;
 mod haggle;
 mod listen;
-mod outgoing;
 mod session;
 mod sockets;
 mod worker;

@@ -6,10 +6,10 @@ use fido_core::memory::Memory;
 use fido_core::payload::Payload;
 
 use super::haggle::{ALLOCATION_ID, Agreement};
-use super::outgoing::Outgoing;
 use super::{Facts, Limits};
 use crate::extents::{self, Extent};
 use crate::nbd::incoming::Incoming;
+use crate::nbd::outgoing::Outgoing;
 use crate::nbd::transmission::{
     Chunk, CommandFlags, REQUEST_BYTES, Request, allocation, chunk, command, error, simple,
 };

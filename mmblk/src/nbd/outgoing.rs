@@ -1,4 +1,4 @@
-//! What is to be sent to one client: replies, their payload by address.
+//! What is to be sent to one peer: requests or replies, their payload by address.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,12 +12,12 @@ use fido_core::window::{AddressError, Span};
 
 /// The most bytes handed to the kernel in one call; what is left waits until all others had their turn.
 const SEND_BYTES: usize = 1 << 20;
-/// The longest head of a reply: a chunk's and an offset.
+/// The longest head of a message: a request, or a chunk's and an offset.
 const HEAD_BYTES: usize = 28;
 
-/// A reply.
+/// A message.
 #[derive(Debug)]
-struct Reply {
+struct Message {
     head: [u8; HEAD_BYTES],
     head_len: usize,
     /// What follows the head and is no payload: extents, a message.
@@ -28,7 +28,7 @@ struct Reply {
     sent: usize,
 }
 
-impl Reply {
+impl Message {
     fn len(&self) -> usize {
         self.head_len + self.text.len() + self.data.len() as usize
     }
@@ -51,30 +51,30 @@ impl Reply {
     }
 }
 
-/// The replies to one client, in order.
+/// The messages to one peer, in order.
 #[derive(Debug, Default)]
-pub(super) struct Outgoing {
-    queue: VecDeque<Reply>,
+pub(crate) struct Outgoing {
+    queue: VecDeque<Message>,
     /// Bytes of payload in the queue.
     payload: u64,
 }
 
 impl Outgoing {
-    /// How many replies are not yet with the kernel.
-    pub(super) fn len(&self) -> usize {
+    /// How many messages are not yet with the kernel.
+    pub(crate) fn len(&self) -> usize {
         self.queue.len()
     }
 
     /// How many bytes of payload they have.
-    pub(super) fn payload_bytes(&self) -> u64 {
+    pub(crate) fn payload_bytes(&self) -> u64 {
         self.payload
     }
 
-    /// Queues a reply: a head of at most 28 bytes, own bytes, and payload.
+    /// Queues a message: a head of at most 28 bytes, own bytes, and payload.
     ///
     /// # Errors
     /// [`AddressError`] if there is no memory behind the payload; nothing is queued then.
-    pub(super) fn push(
+    pub(crate) fn push(
         &mut self,
         head: &[u8],
         text: Vec<u8>,
@@ -82,13 +82,13 @@ impl Outgoing {
         memory: &Memory,
     ) -> Result<(), AddressError> {
         let spans = if data.is_empty() { Vec::new() } else { memory.translate_all(&data)? };
-        let mut reply = Reply { head: [0; HEAD_BYTES], head_len: 0, text, data, spans, sent: 0 };
-        for (to, from) in reply.head.iter_mut().zip(head) {
+        let mut message = Message { head: [0; HEAD_BYTES], head_len: 0, text, data, spans, sent: 0 };
+        for (to, from) in message.head.iter_mut().zip(head) {
             *to = *from;
-            reply.head_len += 1;
+            message.head_len += 1;
         }
-        self.payload += reply.data.len();
-        self.queue.push_back(reply);
+        self.payload += message.data.len();
+        self.queue.push_back(message);
         Ok(())
     }
 
@@ -96,15 +96,15 @@ impl Outgoing {
     ///
     /// # Errors
     /// The kernel's; `WouldBlock` if the socket takes no more now.
-    pub(super) fn send(&mut self, fd: &impl AsFd, memory: &Memory) -> io::Result<()> {
+    pub(crate) fn send(&mut self, fd: &impl AsFd, memory: &Memory) -> io::Result<()> {
         let mut bytes = 0;
         let bounded = |piece: &Piece<'_>| {
             let go_on = bytes < SEND_BYTES;
             bytes += piece.len();
             go_on
         };
-        // More replies than pieces are never looked at.
-        let pieces = self.queue.iter().take(MAX_PIECES).flat_map(Reply::pieces).take_while(bounded);
+        // More messages than pieces are never looked at.
+        let pieces = self.queue.iter().take(MAX_PIECES).flat_map(Message::pieces).take_while(bounded);
         let mut count = socket::send(fd, pieces, memory.stats())?;
         while let Some(front) = self.queue.front_mut() {
             let left = front.len() - front.sent;
@@ -123,14 +123,14 @@ impl Outgoing {
     ///
     /// # Errors
     /// [`CopyError`] if there is no room; what has not been copied stays.
-    pub(super) fn rescue(&mut self, dead: DomainId, memory: &Memory) -> Result<(), CopyError> {
-        for reply in &mut self.queue {
-            if reply.data.segments().any(|segment| segment.addr.domain() == dead)
-                && let Some(copy) = memory.copy_in(&reply.data)?
+    pub(crate) fn rescue(&mut self, dead: DomainId, memory: &Memory) -> Result<(), CopyError> {
+        for message in &mut self.queue {
+            if message.data.segments().any(|segment| segment.addr.domain() == dead)
+                && let Some(copy) = memory.copy_in(&message.data)?
             {
                 let data = copy.into_payload();
-                reply.spans = memory.translate_all(&data)?;
-                reply.data = data;
+                message.spans = memory.translate_all(&data)?;
+                message.data = data;
             }
         }
         Ok(())
