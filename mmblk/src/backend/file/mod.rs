@@ -7,18 +7,26 @@
 //!   where the file system cannot, zeros are written. If it must be durable, `fdatasync` follows.
 //!
 //! A write that has completed is in the page cache: it survives the death of this process, and with a flush the death
-//! of the machine. See `docs/adr/0005-buffered-file-io.md` for why it is not `O_DIRECT`.
+//! of the machine. See `docs/adr/0005-buffered-file-io.md` for why that is the default.
+//!
+//! With [`FileOptions::direct`], what is aligned goes past the page cache (`O_DIRECT`), between the device and the very
+//! memory that payload lies in, in windows too; all else goes as before. Completed writes are then the disk's: they
+//! survive this process too. See `docs/adr/0028-direct-file-io.md`.
 //!
 //! The device is locked (`flock`) as long as it or a queue on it exists, so that two appliances cannot write one image.
 
+mod direct;
 mod holes;
 mod open;
 mod queue;
 mod request;
 mod zeroes;
 
+pub use direct::WaysTaken;
 pub use open::{FileDevice, FileError, FileOptions};
 pub use queue::FileQueue;
 
+#[cfg(test)]
+mod direct_tests;
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,7 @@ use fido_core::memory::Memory;
 use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 
+use super::direct::Direct;
 use super::queue::FileQueue;
 use crate::backend::size::Size;
 use crate::queue::{BlockError, Features, Geometry, GeometryError};
@@ -32,13 +33,15 @@ pub struct FileOptions {
     pub block: u32,
     /// Requests in flight on each queue.
     pub depth: u32,
+    /// Whether reads and writes whose place and memory are aligned go past the page cache (`O_DIRECT`).
+    pub direct: bool,
     /// How long to wait for another process's lock: after a crash, the kernel releases the predecessor's only when
     /// its last request has ended.
     pub lock_wait: Duration,
 }
 
 impl FileOptions {
-    /// The usual options for `path`: must exist, blocks of 4096 bytes, depth 128, 5 s for the lock.
+    /// The usual options for `path`: must exist, blocks of 4096 bytes, depth 128, page cache, 5 s for the lock.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -47,6 +50,7 @@ impl FileOptions {
             min_bytes: 0,
             block: 4096,
             depth: 128,
+            direct: false,
             lock_wait: Duration::from_secs(5),
         }
     }
@@ -99,6 +103,14 @@ pub enum FileError {
         /// What is beyond its limit.
         error: GeometryError,
     },
+    /// It cannot be read and written past the page cache.
+    #[error("{}: no direct requests (O_DIRECT) are possible: {reason}; open it without", path.display())]
+    NoDirect {
+        /// The path in question.
+        path: PathBuf,
+        /// What stands against it.
+        reason: String,
+    },
     /// The kernel does not let this process use io_uring.
     #[error("{}: io_uring is not available (kernel.io_uring_disabled, or a seccomp filter?): {error}", path.display())]
     NoIoUring {
@@ -126,6 +138,7 @@ pub struct FileDevice(Arc<Shared>);
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) file: File,
+    pub(super) direct: Option<Direct>,
     pub(super) path: PathBuf,
     /// As it was opened.
     pub(super) opened: Geometry,
@@ -191,10 +204,11 @@ impl FileDevice {
         }
         let geometry = Geometry { bytes: bytes - bytes % u64::from(*block), block: *block, depth: *depth };
         let geometry = geometry.checked().map_err(geometry_error)?;
+        let direct = options.direct.then(|| Direct::open(&file, path, *block, options.read_only)).transpose()?;
         let features = features(&file, &geometry, options.read_only);
         let sync_latch = SyncLatch::default();
         let size = Size::new(geometry.bytes);
-        Ok(Self(Arc::new(Shared { file, path: path.clone(), opened: geometry, size, features, sync_latch })))
+        Ok(Self(Arc::new(Shared { file, direct, path: path.clone(), opened: geometry, size, features, sync_latch })))
     }
 
     /// What the device is like.

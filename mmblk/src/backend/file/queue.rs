@@ -23,6 +23,7 @@ use io_uring::{IoUring, opcode, squeue, types};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
+use super::direct::{Registered, Ways, WaysTaken};
 use super::holes;
 use super::open::{FileError, Shared, os};
 use super::request::{Request, Step};
@@ -47,6 +48,8 @@ pub struct FileQueue {
     device: Arc<Shared>,
     memory: Memory,
     ring: IoUring,
+    registered: Registered,
+    ways: WaysTaken,
     follower: Follower,
     id: WakeId,
     /// What the kernel has, by index; `None` where free.
@@ -80,10 +83,13 @@ impl FileQueue {
             _ => os(&device.path, "make a ring for it")(error),
         })?;
         let follower = device.size.follow(device.opened).map_err(os(&device.path, "follow its size"))?;
+        let registered = if device.direct.is_some() { Registered::new(&ring, &memory) } else { Registered::none() };
         let mut queue = Self {
             device,
             memory,
             ring,
+            registered,
+            ways: WaysTaken::default(),
             follower,
             id: WakeId::unique(),
             table: (0..depth).map(|_| None).collect(),
@@ -109,6 +115,11 @@ impl FileQueue {
     /// The memory that it translates with and lends buffers of.
     pub fn memory(&self) -> &Memory {
         &self.memory
+    }
+
+    /// By which ways reads and writes have gone so far.
+    pub fn ways_taken(&self) -> WaysTaken {
+        self.ways
     }
 
     /// Requests in the kernel's hands, or about to be.
@@ -187,9 +198,12 @@ impl FileQueue {
 
     /// Puts the next (or first) entry of the request at `index` into the ring.
     fn enqueue(&mut self, index: usize) {
-        let fd = self.device.file.as_raw_fd();
-        let Some(request) = self.table.get(index).and_then(Option::as_ref) else { return };
-        let entry = request.entry(fd).user_data(index as u64);
+        let Self { device, registered, .. } = self;
+        let ways = Ways { cached: device.file.as_raw_fd(), direct: device.direct.as_ref(), registered };
+        let Some(request) = self.table.get_mut(index).and_then(Option::as_mut) else { return };
+        let (entry, way) = request.entry(ways);
+        let entry = entry.user_data(index as u64);
+        way.into_iter().for_each(|way| self.ways.count(way));
         // SAFETY: the entry points into memory that the request at `index` keeps in place: an own buffer, or iovecs
         // on the heap and the spans or areas behind them. It leaves the table only in `complete`, after the kernel's
         // completion, or is leaked when the queue is dropped.

@@ -1,6 +1,5 @@
 //! A request while the kernel has it: what keeps its memory in place, and how far it has come.
 
-use std::os::fd::RawFd;
 use std::ptr::NonNull;
 
 use fido_core::foreign::Landing;
@@ -10,6 +9,7 @@ use fido_core::window::Span;
 use io_uring::{opcode, squeue, types};
 use rustix::io::Errno;
 
+use super::direct::{Way, Ways};
 use super::zeroes::Zeroes;
 use crate::queue::BlockError;
 
@@ -24,6 +24,10 @@ pub(super) struct Request {
     len: u64,
     done: u64,
     tries: u32,
+    /// Whether the kernel's last entry went past the page cache.
+    direct: bool,
+    /// Whether none shall any more: the kernel has refused one.
+    indirect: bool,
     work: Work,
 }
 
@@ -105,6 +109,32 @@ impl Vector {
     }
 }
 
+/// An entry that reads from byte `at` of the file. One vector's place is not looked at again, that of several is.
+fn read(way: Way, at: u64, memory: &[libc::iovec]) -> squeue::Entry {
+    match (memory, way.buffer) {
+        ([one], Some(buffer)) => {
+            opcode::ReadFixed::new(way.fd, one.iov_base.cast(), one.iov_len as u32, buffer).offset(at).build()
+        }
+        ([one], None) => opcode::Read::new(way.fd, one.iov_base.cast(), one.iov_len as u32).offset(at).build(),
+        (more, _) => opcode::Readv::new(way.fd, more.as_ptr(), more.len() as u32).offset(at).build(),
+    }
+}
+
+/// As [`read`], the other way.
+fn write(way: Way, at: u64, memory: &[libc::iovec], durable: bool) -> squeue::Entry {
+    let flags = if durable { libc::RWF_DSYNC } else { 0 };
+    match (memory, way.buffer) {
+        ([one], Some(buffer)) => {
+            let write = opcode::WriteFixed::new(way.fd, one.iov_base.cast(), one.iov_len as u32, buffer);
+            write.offset(at).rw_flags(flags).build()
+        }
+        ([one], None) => {
+            opcode::Write::new(way.fd, one.iov_base.cast(), one.iov_len as u32).offset(at).rw_flags(flags).build()
+        }
+        (more, _) => opcode::Writev::new(way.fd, more.as_ptr(), more.len() as u32).offset(at).rw_flags(flags).build(),
+    }
+}
+
 fn iovec(first: NonNull<u8>, len: usize) -> libc::iovec {
     libc::iovec { iov_base: first.as_ptr().cast(), iov_len: len }
 }
@@ -136,42 +166,40 @@ impl Request {
     }
 
     fn new(id: u64, offset: u64, len: u64, work: Work) -> Self {
-        Self { id, offset, len, done: 0, tries: 0, work }
+        Self { id, offset, len, done: 0, tries: 0, direct: false, indirect: false, work }
     }
 
-    /// What the kernel shall do next for it. The entry points into this request's memory.
-    pub(super) fn entry(&self, fd: RawFd) -> squeue::Entry {
-        let fd = types::Fd(fd);
+    /// What the kernel shall do next for it, and by which way if that moves payload. The entry points into this
+    /// request's memory.
+    pub(super) fn entry(&mut self, ways: Ways<'_>) -> (squeue::Entry, Option<Way>) {
+        let fd = ways.cached().fd;
         let at = self.offset + self.done;
-        match &self.work {
+        let way = |memory: &[libc::iovec]| if self.indirect { ways.cached() } else { ways.best(at, memory) };
+        let (entry, way) = match &self.work {
             Work::Read(buf) => {
                 // `done < len` while a read is unfinished, so this stays inside the buffer.
-                let ptr = buf.as_ptr().as_ptr().wrapping_add(self.done as usize);
-                opcode::Read::new(fd, ptr, (self.len - self.done) as u32).offset(at).build()
+                let rest = buf.as_ptr().as_ptr().wrapping_add(self.done as usize);
+                let memory = [libc::iovec { iov_base: rest.cast(), iov_len: (self.len - self.done) as usize }];
+                let way = way(&memory);
+                (read(way, at, &memory), Some(way))
             }
-            Work::ReadInto(vector) => match vector.rest() {
-                [one] => opcode::Read::new(fd, one.iov_base.cast(), one.iov_len as u32).offset(at).build(),
-                rest => opcode::Readv::new(fd, rest.as_ptr(), rest.len() as u32).offset(at).build(),
-            },
+            Work::ReadInto(vector) => {
+                let way = way(vector.rest());
+                (read(way, at, vector.rest()), Some(way))
+            }
             Work::Write { vector, durable, .. } => {
-                let flags = if *durable { libc::RWF_DSYNC } else { 0 };
-                match vector.rest() {
-                    [one] => opcode::Write::new(fd, one.iov_base.cast(), one.iov_len as u32)
-                        .offset(at)
-                        .rw_flags(flags)
-                        .build(),
-                    rest => {
-                        opcode::Writev::new(fd, rest.as_ptr(), rest.len() as u32).offset(at).rw_flags(flags).build()
-                    }
-                }
+                let way = way(vector.rest());
+                (write(way, at, vector.rest(), *durable), Some(way))
             }
-            Work::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
-            Work::Discard => opcode::Fallocate::new(fd, self.len)
-                .offset(self.offset)
-                .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
-                .build(),
-            Work::Zeroes(zeroes) => zeroes.entry(fd, at, self.len - self.done),
-        }
+            Work::Flush => (opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(), None),
+            Work::Discard => {
+                let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                (opcode::Fallocate::new(fd, self.len).offset(self.offset).mode(mode).build(), None)
+            }
+            Work::Zeroes(zeroes) => (zeroes.entry(fd, at, self.len - self.done), None),
+        };
+        self.direct = way.is_some_and(|way| way.direct);
+        (entry, way)
     }
 
     /// Takes the kernel's result.
@@ -208,6 +236,11 @@ impl Request {
             return Step::Again;
         }
         match Errno::from_raw_os_error(errno) {
+            // It asks for more alignment than it had told.
+            Errno::INVAL if self.direct => {
+                self.indirect = true;
+                Step::Again
+            }
             Errno::INTR | Errno::AGAIN if self.tries < MAX_TRIES => {
                 self.tries += 1;
                 Step::Again
@@ -254,6 +287,7 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::file::direct::Registered;
     use fido_core::testing::private_memory;
 
     fn write(lens: &[usize]) -> Request {
@@ -291,6 +325,17 @@ mod tests {
         let mut request = write(&[100]);
         assert!(matches!(request.step(i32::MAX), Step::End(Ok(()))));
         assert_eq!(request.into_result().1, 100);
+    }
+
+    #[test]
+    fn what_is_refused_directly_goes_through_the_page_cache() {
+        let mut request = write(&[100]);
+        request.direct = true;
+        assert!(matches!(request.step(-libc::EINVAL), Step::Again));
+        let nothing = Registered::none();
+        let (_, way) = request.entry(Ways { cached: -1, direct: None, registered: &nothing });
+        assert!(way.is_some_and(|way| !way.direct));
+        assert!(matches!(request.step(-libc::EINVAL), Step::End(Err(BlockError::Io { errno: libc::EINVAL }))));
     }
 
     #[test]

@@ -14,9 +14,9 @@ use super::{FileDevice, FileError, FileOptions, FileQueue};
 use crate::blocking::{Blocking, Copied};
 use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, MAX_DEPTH};
 
-const BYTES: u64 = 8 << 20;
+pub(super) const BYTES: u64 = 8 << 20;
 
-fn options(dir: &TempDir) -> FileOptions {
+pub(super) fn options(dir: &TempDir) -> FileOptions {
     let path = dir.path().join("image");
     FileOptions { create_bytes: Some(BYTES), lock_wait: Duration::ZERO, depth: 8, ..FileOptions::new(path) }
 }
@@ -36,7 +36,7 @@ fn blocking(device: &FileDevice) -> Blocking<FileQueue> {
     Blocking::new(device.queue(memory.clone()).unwrap(), memory, Waiter::new(WaitStrategy::Sleep).unwrap())
 }
 
-fn poll_until(queue: &mut FileQueue) -> BlockCompletion {
+pub(super) fn poll_until(queue: &mut FileQueue) -> BlockCompletion {
     let deadline = Instant::now() + Duration::from_secs(20);
     queue.flush_submissions();
     loop {
@@ -48,11 +48,11 @@ fn poll_until(queue: &mut FileQueue) -> BlockCompletion {
     }
 }
 
-fn submit(queue: &mut FileQueue, id: u64, op: BlockOp) {
+pub(super) fn submit(queue: &mut FileQueue, id: u64, op: BlockOp) {
     assert!(queue.submit(id, op).is_ok());
 }
 
-fn filled(memory: &Memory, byte: u8, len: usize) -> Payload {
+pub(super) fn filled(memory: &Memory, byte: u8, len: usize) -> Payload {
     let mut buf = memory.alloc(len).unwrap();
     buf.as_mut_slice().fill(byte);
     buf.into_payload()
