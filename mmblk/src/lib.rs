@@ -6,9 +6,14 @@
 mod alarm;
 pub mod backend;
 pub mod blocking;
+pub mod component;
+pub mod device;
 pub mod export;
 pub mod extents;
 mod finished;
+pub mod hangup;
+pub mod layer;
 pub mod link;
 pub mod nbd;
 pub mod queue;
+mod slab;

@@ -13,7 +13,6 @@
 //! end that floods waits in its own ring, and one that never returns what it was lent runs out of buffers alone.
 
 mod account;
-mod flights;
 mod limits;
 mod share;
 
@@ -30,8 +29,8 @@ use fido_core::wait::Source;
 use super::codec::{self, Answer, Failure, IDENTIFY_ID, Identity, Request, VERSION};
 use crate::extents;
 use crate::queue::{BlockCompletion, BlockOp, BlockQueue, Geometry, MAX_REQUEST_BYTES};
+use crate::slab::Slab;
 use account::{Account, Lent};
-use flights::{Flight, Flights};
 pub use limits::{Limits, LimitsError, MAX_REQUESTS, MAX_TURN};
 use share::{Lack, Share};
 
@@ -59,6 +58,17 @@ struct Waiting {
     since: Option<Instant>,
 }
 
+/// A request that the queue has.
+#[derive(Debug)]
+struct Flight {
+    /// Its id on the lane.
+    wire: u32,
+    /// The session that it belongs to.
+    session: u32,
+    /// What a read holds of its front end's account.
+    lent: Option<Lent>,
+}
+
 /// Why the first waiting request is not submitted now.
 enum Refused {
     /// Something of the front end's has to end first.
@@ -83,7 +93,7 @@ pub struct BackEnd<Q> {
     news: bool,
     share: Share,
     /// What the queue has, of this session and of those that are over.
-    flights: Flights,
+    flights: Slab<Flight>,
     /// How many of them are of the present session.
     in_flight: usize,
     /// Requests that the queue has not taken yet, in order, with their ids on the lane.
@@ -125,7 +135,7 @@ impl<Q: BlockQueue> BackEnd<Q> {
             known: false,
             news: false,
             share,
-            flights: Flights::default(),
+            flights: Slab::default(),
             in_flight: 0,
             waiting: VecDeque::new(),
             answers: VecDeque::new(),
@@ -268,7 +278,7 @@ impl<Q: BlockQueue> BackEnd<Q> {
                     continue;
                 }
             };
-            let id = self.flights.enter(Flight { wire, session: self.session, lent });
+            let id = self.flights.insert(Flight { wire, session: self.session, lent });
             if let Err(busy) = self.queue.submit(id, op) {
                 drop(self.flights.remove(id));
                 self.share.return_request();
