@@ -7,6 +7,7 @@
 //! * [`costs`]: what the platform's primitives take.
 //! * [`memory`]: the guests' part in the scenarios `memory` and `costs`.
 //! * [`chain`]: the guests' part in the scenario `destroy`.
+//! * [`disks`]: waiting for a guest's disks.
 //! * [`network`]: addresses of network interfaces.
 //! * [`pace`]: the guests' part in the scenario `ring`.
 //! * [`report`]: how results come out of the emulated machine; the other end is in `xen-tools`.
@@ -16,6 +17,7 @@
 pub mod boot;
 pub mod chain;
 pub mod costs;
+pub mod disks;
 pub mod grants;
 pub mod memory;
 pub mod network;

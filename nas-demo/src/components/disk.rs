@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use fido_core::crew::{self, Crew, Failure, MAX_CREW};
 use fido_core::domain::Domain;
+use fido_core::platform::xen::XenPlatform;
 use fido_core::wait::Source;
 use mmblk::backend::file::{FileDevice, FileOptions, FileQueue};
 use mmblk::link::back::{BackEnd, Limits};
@@ -32,11 +33,13 @@ pub fn run(domain: &Domain) -> Result<(), Box<dyn Error>> {
     event_loop::run(domain, Disk { crew })
 }
 
-/// The image that the manifest names, created with the size that it gives.
+/// The image or device that the manifest names; an image is created with the size that it gives. In a guest, writes go
+/// through unless the manifest says otherwise: what is only in the page cache there dies with the guest.
 pub fn open_image(domain: &Domain) -> Result<FileDevice, Box<dyn Error>> {
     let image: PathBuf = domain.required_param("image")?;
     let size: Option<u64> = domain.param("size", None)?;
-    Ok(FileDevice::open(&FileOptions { create_bytes: size, ..FileOptions::new(image) })?)
+    let write_through = domain.param("write-through", XenPlatform::is_here())?;
+    Ok(FileDevice::open(&FileOptions { create_bytes: size, write_through, ..FileOptions::new(image) })?)
 }
 
 /// The setting `threads`, or what is left for this domain of the processors; never more than there are lanes, for a lane

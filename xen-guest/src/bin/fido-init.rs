@@ -1,5 +1,6 @@
 //! The first process of a guest image: mounts the kernel's file systems, loads the image's modules, gives its network
-//! interfaces their addresses, runs its program and says in xenstore and on the console how that ended. Then the guest is powered off.
+//! interfaces their addresses, waits for its disks, runs its program and says in xenstore and on the console how that
+//! ended. Then the guest is powered off.
 //!
 //! What comes after `--` on the kernel's command line goes to the program, after the arguments in the image.
 
@@ -9,7 +10,7 @@ use std::process::{Command, ExitCode, ExitStatus};
 
 use fido_core::platform::xen::store::Store;
 use rustix::system::RebootCommand;
-use xen_guest::{boot, network};
+use xen_guest::{boot, disks, network};
 
 fn main() -> ExitCode {
     if std::process::id() != 1 {
@@ -37,6 +38,7 @@ fn run() -> io::Result<ExitStatus> {
     }
     boot::load_modules()?;
     network::set_up_guest()?;
+    disks::wait_for_guest()?;
     let own = match std::fs::read_to_string(boot::ARGUMENTS) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         own => own?,

@@ -16,7 +16,7 @@ use crate::image::cpio::Archive;
 use crate::image::guest::{self, Guest};
 
 /// Changes with what is made from the packages, so that old entries are not used.
-const VERSION: &str = "3";
+const VERSION: &str = "4";
 
 /// The package of the hypervisor.
 const HYPERVISOR: &str = "xen-hypervisor-4.17-amd64";
@@ -62,9 +62,19 @@ const TOOLS: [&str; 7] = [
 const KERNEL: &str = "linux-image-amd64";
 
 /// Kernel modules of dom0 and of the guests.
-const DOM0_MODULES: [&str; 9] =
-    ["xen-privcmd", "xenfs", "xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-netback", "xen-blkback", "bridge", "tun"];
-const GUEST_MODULES: [&str; 4] = ["xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-netfront"];
+const DOM0_MODULES: [&str; 10] = [
+    "xen-privcmd",
+    "xenfs",
+    "xen-evtchn",
+    "xen-gntdev",
+    "xen-gntalloc",
+    "xen-netback",
+    "xen-blkback",
+    "bridge",
+    "tun",
+    "loop",
+];
+const GUEST_MODULES: [&str; 5] = ["xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-netfront", "xen-blkfront"];
 
 /// What Debian gives, in the cache.
 pub struct Parts {
@@ -141,8 +151,10 @@ impl Parts {
             let image = guest("nas-demo", &["component", domain])?;
             archive.file(format!("guest/nas-{domain}.cpio"), image, false)?;
         }
-        // What the toolstack runs for network interfaces.
+        archive.host_file("usr/sbin/fidod", &programs.file("fidod"), true)?;
+        // What the toolstack runs for network interfaces, and for disks.
         archive.link("bin/testbed-vif", "/init")?;
+        archive.link("etc/xen/scripts/block", "/init")?;
         guest::modules(&mut archive, &self.modules.load_order(&DOM0_MODULES)?)?;
         let write = || {
             let mut file = File::create(to)?;

@@ -24,7 +24,8 @@ impl Programs {
     pub fn build(supervisor: &Supervisor, source: &Path) -> Result<Self, TestbedError> {
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| source.join("target"), PathBuf::from);
         let mut command = Command::new("cargo");
-        command.args(["build", "--release", "--locked", "--package", "xen-guest", "--package", "nas-demo", "--bins"]);
+        command.args(["build", "--release", "--locked", "--bins"]);
+        command.args(["--package", "xen-guest", "--package", "nas-demo", "--package", "conn-mgr"]);
         command.args(["--target", TARGET, "--target-dir"]);
         command.arg(&target).current_dir(source);
         // A target named explicitly keeps the flags away from build scripts, and the files apart from the usual ones.

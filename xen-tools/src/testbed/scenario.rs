@@ -10,7 +10,7 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which `all` runs them.
-pub const ALL: [Scenario; 7] = [
+pub const ALL: [Scenario; 8] = [
     Scenario { name: "boot", about: "dom0 comes up; two guests run a program of ours and find themselves in xenstore" },
     Scenario {
         name: "memory",
@@ -26,7 +26,11 @@ pub const ALL: [Scenario; 7] = [
         about: "bytes are forwarded by address from guest to guest to guest; kill -9 and xl destroy of each, and its return",
     },
     Scenario { name: "ring", about: "what a lane between two guests takes, and that it asks nothing of the kernel" },
-    Scenario { name: "nas", about: "the NAS in three guests, served to libnfs in dom0; deaths of fs and net" },
+    Scenario { name: "refusals", about: "fidod where something is missing or wrong says what, and what to do" },
+    Scenario {
+        name: "nas",
+        about: "the NAS in three guests under fidod, served to libnfs in dom0; each destroyed in turn",
+    },
 ];
 
 /// The names that `wanted` stands for: itself, or every one for `all`.

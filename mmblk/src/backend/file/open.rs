@@ -35,13 +35,17 @@ pub struct FileOptions {
     pub depth: u32,
     /// Whether reads and writes whose place and memory are aligned go past the page cache (`O_DIRECT`).
     pub direct: bool,
+    /// A write is complete when it is durable, and not when it is in the page cache: for who must not lose what has
+    /// completed when the whole kernel dies, as a guest's does with the guest. Costs a flush for each write.
+    pub write_through: bool,
     /// How long to wait for another process's lock: after a crash, the kernel releases the predecessor's only when
     /// its last request has ended.
     pub lock_wait: Duration,
 }
 
 impl FileOptions {
-    /// The usual options for `path`: must exist, blocks of 4096 bytes, depth 128, page cache, 5 s for the lock.
+    /// The usual options for `path`: must exist, blocks of 4096 bytes, depth 128, page cache, not written through, 5 s for
+    /// the lock.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -51,6 +55,7 @@ impl FileOptions {
             block: 4096,
             depth: 128,
             direct: false,
+            write_through: false,
             lock_wait: Duration::from_secs(5),
         }
     }
@@ -145,6 +150,8 @@ pub(super) struct Shared {
     pub(super) size: Size,
     pub(super) features: Features,
     pub(super) sync_latch: SyncLatch,
+    /// Every write is a durable one.
+    pub(super) write_through: bool,
 }
 
 /// Remembers that the kernel has failed to make something durable. It says so once and then counts the lost pages as
@@ -206,9 +213,11 @@ impl FileDevice {
         let geometry = geometry.checked().map_err(geometry_error)?;
         let direct = options.direct.then(|| Direct::open(&file, path, *block, options.read_only)).transpose()?;
         let features = features(&file, &geometry, options.read_only);
+        let (path, write_through) = (path.clone(), options.write_through);
         let sync_latch = SyncLatch::default();
         let size = Size::new(geometry.bytes);
-        Ok(Self(Arc::new(Shared { file, direct, path: path.clone(), opened: geometry, size, features, sync_latch })))
+        let shared = Shared { file, direct, path, opened: geometry, size, features, sync_latch, write_through };
+        Ok(Self(Arc::new(shared)))
     }
 
     /// What the device is like.

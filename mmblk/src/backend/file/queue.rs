@@ -131,9 +131,12 @@ impl FileQueue {
         self.in_flight() + self.waiting.len() + self.finished.len() >= self.table.len()
     }
 
-    fn start(&mut self, id: u64, op: BlockOp) -> Result<(), BlockError> {
+    fn start(&mut self, id: u64, mut op: BlockOp) -> Result<(), BlockError> {
         self.device.features.check(&op)?;
         self.device.geometry().check(&op)?;
+        if let BlockOp::Write { durable, .. } | BlockOp::WriteZeroes { durable, .. } = &mut op {
+            *durable |= self.device.write_through;
+        }
         if op.is_durable() {
             self.device.sync_latch.check()?;
         }

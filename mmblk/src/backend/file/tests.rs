@@ -213,6 +213,22 @@ fn after_a_failed_durable_write_no_flush_succeeds_until_the_device_is_opened_ane
     blocking(&FileDevice::open(&options).unwrap()).flush().unwrap();
 }
 
+/// As above; but here nobody asks for durable writes.
+#[test]
+fn a_device_that_writes_through_has_no_other_writes() {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    let image = memfd_create("image", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&image));
+    rustix::fs::ftruncate(&image, BYTES).unwrap();
+    let device = FileDevice::open(&FileOptions { write_through: true, ..FileOptions::new(path) }).unwrap();
+    let mut queue = blocking(&device);
+    queue.write_from(0, &[1; 4096], false, Copied::Metadata).unwrap();
+    fcntl_add_seals(&image, SealFlags::WRITE).unwrap();
+    let failed = Err(BlockError::Io { errno: libc::EPERM });
+    assert_eq!(queue.write_from(0, &[2; 4096], false, Copied::Metadata), failed);
+    assert_eq!(queue.flush(), failed, "what was to be durable is lost");
+}
+
 #[test]
 fn a_discarded_range_reads_zeros_and_frees_space() {
     use std::os::unix::fs::MetadataExt;

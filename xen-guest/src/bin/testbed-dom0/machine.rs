@@ -12,6 +12,7 @@ use xen_guest::grants::{self, Table};
 use xen_guest::report::Kind;
 
 use crate::guest::Guest;
+use crate::process::Process;
 use crate::{Failure, Reporter};
 
 /// Where the toolstack's programs are.
@@ -180,6 +181,17 @@ pub fn xl(arguments: &[&str]) -> Result<String, Failure> {
     command(&format!("{TOOLS}/xl"), arguments)
 }
 
+/// Adds what xenstore has and what dom0's kernel has said to the logs, for who has to find out why something hangs.
+pub fn note_state() {
+    for (name, program, arguments) in
+        [("xenstore", "/usr/bin/xenstore-ls", &["-f"][..]), ("dmesg", "/bin/busybox", &["dmesg"])]
+    {
+        let text = command(program, arguments).unwrap_or_else(|failure| failure);
+        // It is a help, and no more.
+        let _ = fs::write(format!("{LOGS}/{name}.log"), text);
+    }
+}
+
 /// A node of xenstore, `None` if it does not exist.
 pub fn read_node(path: &str) -> Result<Option<String>, Failure> {
     let value = Store::connect().and_then(|store| store.now().read_if_any(path)).map_err(|error| error.to_string())?;
@@ -212,27 +224,7 @@ fn wait_for(what: &str, ready: impl Fn() -> bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Runs a command to its end, within [`COMMAND_LIMIT`].
+/// Runs a command to its end, within [`COMMAND_LIMIT`]; what it wrote.
 pub fn command(program: &str, arguments: &[&str]) -> Result<String, Failure> {
-    let what = format!("{} {}", program.rsplit('/').next().unwrap_or(program), arguments.join(" "));
-    let out = "/run/command.out";
-    let file = fs::File::create(out).map_err(|error| format!("{out}: {error}"))?;
-    let other = file.try_clone().map_err(|error| format!("{out}: {error}"))?;
-    let mut child = Command::new(program);
-    child.args(arguments).stdin(Stdio::null()).stdout(file).stderr(other);
-    let mut child = child.spawn().map_err(|error| format!("{what}: {error}"))?;
-    let began = Instant::now();
-    let status = loop {
-        match child.try_wait().map_err(|error| format!("{what}: {error}"))? {
-            Some(status) => break status,
-            None if began.elapsed() > COMMAND_LIMIT => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(format!("{what}: does not end within {} s", COMMAND_LIMIT.as_secs()));
-            }
-            None => sleep(Duration::from_millis(5)),
-        }
-    };
-    let text = String::from_utf8_lossy(&fs::read(out).unwrap_or_default()).into_owned();
-    if status.success() { Ok(text) } else { Err(format!("{what}: {status}: {}", text.trim())) }
+    Process::start(Command::new(program).args(arguments), "/run/command.out")?.succeed(COMMAND_LIMIT)
 }

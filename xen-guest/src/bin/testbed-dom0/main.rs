@@ -3,12 +3,15 @@
 
 mod appliance;
 mod costs;
+mod fidod;
 mod guest;
 mod hotplug;
 mod hypercalls;
 mod machine;
 mod memory;
 mod nas;
+mod process;
+mod refusals;
 mod scenarios;
 
 use std::fs::{File, OpenOptions};

@@ -20,6 +20,7 @@ pub fn run(name: &str, machine: &mut Machine, reporter: &mut Reporter) -> Result
         "conformance" => crate::appliance::conform(machine, reporter, WaitStrategy::Sleep),
         "destroy" => crate::appliance::destroy(machine, reporter),
         "ring" => crate::appliance::ring(machine, reporter),
+        "refusals" => crate::refusals::run(machine, reporter),
         "nas" => crate::nas::run(machine, reporter),
         _ => Err(format!("this image has no scenario `{name}`")),
     }
