@@ -79,6 +79,7 @@ pub mod foreign;
 pub mod heap;
 pub mod heritage;
 pub mod memory;
+pub mod parity;
 pub mod payload;
 pub mod platform;
 mod poll_set;

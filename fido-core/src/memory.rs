@@ -156,6 +156,25 @@ impl Memory {
         Ok(count)
     }
 
+    /// Shows the bytes of a payload piece by piece, for a checksum. Each piece is a copy in the processor's first cache
+    /// that nobody keeps; it is not counted.
+    ///
+    /// # Errors
+    /// [`AddressError`] of the first segment that cannot be translated.
+    pub fn inspect(&self, payload: &Payload, mut look: impl FnMut(&[u8])) -> Result<(), AddressError> {
+        let mut piece = [0; 4096];
+        for segment in payload.segments() {
+            let span = self.translate(segment)?;
+            let mut at = 0;
+            while at < span.len() {
+                let count = span.copy(at, &mut piece);
+                look(&piece[..count]);
+                at += count;
+            }
+        }
+        Ok(())
+    }
+
     fn gather(
         &self,
         payload: &Payload,

@@ -21,6 +21,7 @@ pub mod file;
 pub mod memory;
 pub mod nbd;
 pub mod null;
+pub mod raid;
 mod size;
 
 /// Why a null or memory device cannot be had.

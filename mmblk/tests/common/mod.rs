@@ -243,6 +243,10 @@ pub fn holds_its_depth<Q: BlockQueue>(rig: &mut Rig<Q>) {
 }
 
 pub fn discards<Q: BlockQueue>(rig: &mut Rig<Q>) {
+    if !rig.queue.features().discard {
+        let refused = rig.one(BlockOp::Discard { offset: 0, len: 8192 }).unwrap_err();
+        return assert_eq!(refused, BlockError::Unsupported);
+    }
     let bytes = pattern(9, 64 << 10);
     rig.write(0, &bytes).unwrap();
     rig.one(BlockOp::Discard { offset: 8192, len: 8192 }).unwrap();

@@ -1,0 +1,1 @@
+//! How fast an array is, against its members.
