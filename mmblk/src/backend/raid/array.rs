@@ -57,6 +57,8 @@ pub struct RaidQueue {
     pub(super) held: Vec<u64>,
     /// Those that wait for room in the log.
     pub(super) log_waiting: VecDeque<u64>,
+    /// Those that wait for a flush of all members.
+    pub(super) flush_waiting: Vec<u64>,
     /// Those that wait for an intent to be durable.
     pub(super) intent_waiting: BTreeMap<u64, (u32, Vec<u64>)>,
     /// Those that wait for a buffer, and since when.
@@ -117,6 +119,7 @@ impl RaidQueue {
             runnable: VecDeque::new(),
             held: Vec::new(),
             log_waiting: VecDeque::new(),
+            flush_waiting: Vec::new(),
             intent_waiting: BTreeMap::new(),
             starved: VecDeque::new(),
             checkpoint: None,

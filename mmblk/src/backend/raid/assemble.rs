@@ -194,6 +194,23 @@ fn find(queue: &mut Blocking<MemberQueue>, member: usize) -> Result<Found, RaidE
     best.map_err(|error| AssembleError::NoSuperblock { member, error }.into())
 }
 
+/// Looks what the given queues would make, without writing anything. Blocks.
+///
+/// # Errors
+/// [`RaidError`], as [`assemble`] would say.
+pub fn examine(
+    members: Vec<MemberQueue>,
+    array: Option<ArrayId>,
+    options: RaidOptions,
+    memory: &Memory,
+) -> Result<Choice, RaidError> {
+    let mut found = Vec::new();
+    for (index, queue) in members.into_iter().enumerate() {
+        found.push(find(&mut blocking(queue, memory)?, index)?);
+    }
+    Ok(choose(&found, array, options.allow_degraded)?)
+}
+
 /// Assembles an array from its members, in any order, and makes it consistent: what the logs say is written again, what
 /// was being written is made redundant again. `array` is the one that is expected, if that is known. Blocks; it does not
 /// take longer than to read the logs, and at most 64 regions of 4 MiB on each member.

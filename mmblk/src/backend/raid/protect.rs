@@ -20,6 +20,8 @@ use crate::queue::{BlockError, BlockOp};
 #[derive(Debug)]
 pub(super) struct Checkpoint {
     retired: BTreeSet<u64>,
+    /// The number of its flush.
+    flush: u64,
     pending: usize,
     /// The new tail, once it is being written.
     tail: Option<u64>,
@@ -59,6 +61,10 @@ impl RaidQueue {
             Protection::None => {
                 op.stage = Stage::Log;
                 self.write_in_place(id, op)
+            }
+            Protection::Redo if self.log.is_soft(op.stripe) => {
+                self.flush_waiting.push(id);
+                Next::Wait
             }
             Protection::Redo => self.log_redo(id, op),
             Protection::Intent => self.log_intent(id, op),
@@ -190,12 +196,12 @@ impl RaidQueue {
             }
             return;
         }
-        if !self.log.wants_checkpoint(self.rebuild_waits_for_tail()) {
+        if self.flush_waiting.is_empty() && !self.log.wants_checkpoint(self.rebuild_waits_for_tail()) {
             return;
         }
         let retired = self.log.begin_checkpoint();
         let members = self.members.with_queue();
-        self.checkpoint = Some(Checkpoint { retired, pending: members.len(), tail: None });
+        self.checkpoint = Some(Checkpoint { retired, flush: self.log.begin_flush(), pending: members.len(), tail: None });
         self.status.checkpoints += 1;
         for member in members {
             self.send(member, Purpose::Checkpoint, BlockOp::Flush);
@@ -226,7 +232,11 @@ impl RaidQueue {
                 self.log.set_tail(tail);
                 self.runnable.extend(std::mem::take(&mut self.log_waiting));
             }
-            None => self.write_tail(),
+            None => {
+                self.log.end_flush(checkpoint.flush);
+                self.runnable.extend(std::mem::take(&mut self.flush_waiting));
+                self.write_tail();
+            }
         }
     }
 
@@ -252,6 +262,7 @@ impl RaidQueue {
     pub(super) fn release_all(&mut self) {
         self.runnable.extend(std::mem::take(&mut self.held));
         self.runnable.extend(std::mem::take(&mut self.log_waiting));
+        self.runnable.extend(std::mem::take(&mut self.flush_waiting));
         self.runnable.extend(std::mem::take(&mut self.starved).into_iter().map(|(id, _)| id));
         self.runnable.extend(std::mem::take(&mut self.intent_waiting).into_values().flat_map(|(_, ops)| ops));
         self.checkpoint = None;

@@ -24,8 +24,9 @@ enum Stage {
     /// The superblocks do not say so yet.
     Announce,
     Copy,
-    /// The member is flushed before its progress is written down; so far it had come.
-    Flush(u64),
+    /// All members are flushed before the progress is written down: what was rebuilt rests on what the others have. How far
+    /// it had come, and how many have not been flushed yet.
+    Flush(u64, usize),
     /// The progress is being written down.
     Save,
 }
@@ -180,9 +181,9 @@ impl RaidQueue {
             }
             let due = rebuild.base - rebuild.saved >= (stripes / SAVE_PART).max(1) || rebuild.base == stripes;
             if due {
-                let (member, base) = (rebuild.member, rebuild.base);
-                rebuild.stage = Stage::Flush(base);
-                return self.send(member, Purpose::Progress, BlockOp::Flush);
+                let members = self.members.with_queue();
+                rebuild.stage = Stage::Flush(rebuild.base, members.len());
+                return members.into_iter().for_each(|m| self.send(m, Purpose::Progress, BlockOp::Flush));
             }
             if rebuild.open >= WINDOW || rebuild.next >= stripes || !rebuild.pace.spend(rate, chunk) {
                 return;
@@ -227,14 +228,19 @@ impl RaidQueue {
         }
     }
 
-    /// The member that is rebuilt has been flushed.
+    /// A member has been flushed for the progress of the rebuild.
     pub(super) fn progress_event(&mut self, member: usize, result: Result<fido_core::payload::Payload, BlockError>) {
         if let Err(error) = result {
-            return self.kick(member, &error);
+            self.kick(member, &error);
         }
         let stripes = self.layout.stripes;
-        let Some(rebuild) = self.rebuild.as_mut().filter(|rebuild| rebuild.member == member) else { return };
-        let Stage::Flush(base) = rebuild.stage else { return };
+        let Some(rebuild) = &mut self.rebuild else { return };
+        let Stage::Flush(base, pending) = rebuild.stage else { return };
+        rebuild.stage = Stage::Flush(base, pending.saturating_sub(1));
+        if pending > 1 {
+            return;
+        }
+        let member = rebuild.member;
         rebuild.stage = Stage::Save;
         rebuild.saved = base;
         self.membership.superblock.rebuilt = base;

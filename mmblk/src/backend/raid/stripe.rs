@@ -376,6 +376,9 @@ impl RaidQueue {
         // What is in the log is durable.
         let in_log = op.record.is_some() && self.log.is_live(stripe);
         let durable = matches!(&op.work, Work::Write(work) if work.durable) && !in_log;
+        if !in_log && self.features.volatile_cache && self.layout.level == Level::Raid5 {
+            self.log.soften(stripe);
+        }
         op.stage = Stage::Write;
         op.pending = op.writes.len();
         for (index, write) in op.writes.clone().into_iter().enumerate() {
@@ -388,6 +391,10 @@ impl RaidQueue {
 
     pub(super) fn finish_op(&mut self, op: Op, result: Result<Payload, BlockError>) {
         let Op { stripe, work, record, .. } = op;
+        if self.log.is_soft(stripe) && !matches!(work, Work::Read(_)) {
+            // It counts from its end: a flush that has begun meanwhile need not cover it.
+            self.log.soften(stripe);
+        }
         if let Some(seq) = record
             && self.failure.is_none()
         {

@@ -7,6 +7,8 @@
 //!   finds is never a record that has been overwritten in part and counts.
 //! * A stripe with a record that a recovery would still redo is *live*: whatever is written to it must be recorded too,
 //!   or the recovery would undo it.
+//! * A stripe with a write that is in no record and may be undone by a loss of power is *soft*. It is flushed before
+//!   anything is recorded that was computed from it: new parity must not rest on data that may vanish.
 //! * A record has done its duty when everything it describes has been written in place and flushed since.
 
 pub mod record;
@@ -15,6 +17,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The most regions that may be under intent before they are retired.
 pub(super) const MAX_INTENTS: usize = 64;
+/// The most stripes with unrecorded writes until they are flushed.
+const MAX_SOFT: usize = 4096;
 /// Bytes of a region of intent on each member.
 const REGION_BYTES: u64 = 4 << 20;
 
@@ -90,6 +94,9 @@ pub(super) struct Log {
     stripes: BTreeMap<u64, u32>,
     intents: BTreeMap<u64, Intent>,
     region: u64,
+    /// Stripes with writes that are in no record and were not flushed since, and at which count of flushes they ended.
+    soft: BTreeMap<u64, u64>,
+    flushes: u64,
     /// A reservation has found no room since the last checkpoint.
     pub(super) wanted: bool,
 }
@@ -108,6 +115,8 @@ impl Log {
             stripes: BTreeMap::new(),
             intents: BTreeMap::new(),
             region: (REGION_BYTES / u64::from(chunk)).max(1),
+            soft: BTreeMap::new(),
+            flushes: 0,
             wanted: false,
         }
     }
@@ -115,6 +124,28 @@ impl Log {
     /// Whether the stripe has a record that a recovery would redo.
     pub(super) fn is_live(&self, stripe: u64) -> bool {
         self.stripes.contains_key(&stripe)
+    }
+
+    /// A write that is in no record is carried out in place, or has been.
+    pub(super) fn soften(&mut self, stripe: u64) {
+        self.soft.insert(stripe, self.flushes);
+        self.wanted |= self.soft.len() > MAX_SOFT;
+    }
+
+    /// Whether a stripe may have content that a loss of power would undo, and no record of it.
+    pub(super) fn is_soft(&self, stripe: u64) -> bool {
+        self.soft.contains_key(&stripe)
+    }
+
+    /// A flush of all members begins: its number.
+    pub(super) fn begin_flush(&mut self) -> u64 {
+        self.flushes += 1;
+        self.flushes
+    }
+
+    /// That flush has ended, on all members: what had been written before it is durable.
+    pub(super) fn end_flush(&mut self, number: u64) {
+        self.soft.retain(|_, at| *at >= number);
     }
 
     /// Reserves space on the given members, on all or none: the record's number and the places.
@@ -186,9 +217,12 @@ impl Log {
     pub(super) fn wants_checkpoint(&mut self, need: bool) -> bool {
         let need = need
             || self.wanted
+            || self.soft.len() > MAX_SOFT
             || self.live_intents() * 2 > MAX_INTENTS
             || self.rings.iter().any(Ring::is_half_full);
-        let Some(oldest) = self.live.values().next().filter(|_| need) else { return false };
+        let Some(oldest) = self.live.values().next().filter(|_| need) else {
+            return self.soft.len() > MAX_SOFT;
+        };
         if oldest.users > 0 && oldest.stripe.is_none() {
             // Whoever comes now takes another, so that this one is given up some time.
             self.intents.clear();
