@@ -73,13 +73,7 @@ impl Memory {
     ///
     /// # Errors
     /// [`ParityError`]; the target is then as it was.
-    pub fn parity(
-        &self,
-        sources: &[Payload],
-        target: &mut ArenaBuf,
-        at: usize,
-        len: usize,
-    ) -> Result<(), ParityError> {
+    pub fn parity(&self, sources: &[Payload], target: &mut ArenaBuf, at: usize, len: usize) -> Result<(), ParityError> {
         let room = target.len();
         if at.checked_add(len).is_none_or(|end| end > room) {
             return Err(ParityError::Target { at, len, room });
@@ -195,7 +189,8 @@ mod tests {
         for len in [1, 63, 64, 65, 4096, TILE_BYTES - 1, TILE_BYTES + 1, 3 * TILE_BYTES + 77] {
             for count in 0..5_u32 {
                 let contents: Vec<_> = (0..count).map(|seed| bytes(seed * 77, len)).collect();
-                let sources: Vec<_> = contents.iter().zip([997, 64, 4099, 131, 7777]).map(|(c, s)| scattered(&memory, c, s)).collect();
+                let sources: Vec<_> =
+                    contents.iter().zip([997, 64, 4099, 131, 7777]).map(|(c, s)| scattered(&memory, c, s)).collect();
                 let mut target = memory.alloc(len + 10).unwrap();
                 target.as_mut_slice().fill(0xAA);
                 memory.parity(&sources, &mut target, 5, len).unwrap();

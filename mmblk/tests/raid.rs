@@ -102,7 +102,9 @@ fn turns_to_ops(turns: &[Turn]) -> Vec<raid_rig::Change> {
             .iter()
             .map(|step| match step {
                 common::Step::Flush => raid_rig::Change::Flush,
-                common::Step::Read { block, blocks } => raid_rig::Change::Read { offset: block * 512, len: blocks * 512 },
+                common::Step::Read { block, blocks } => {
+                    raid_rig::Change::Read { offset: block * 512, len: blocks * 512 }
+                }
                 common::Step::Write { block, blocks, seed, .. } => {
                     raid_rig::Change::Write { offset: block * 512, len: blocks * 512, seed: *seed }
                 }
@@ -119,7 +121,8 @@ fn devices(memory: &Memory, count: usize) -> (Vec<MemoryDevice>, impl Fn(&[Memor
     let geometry = Geometry { bytes: 4 << 20, block: 512, depth: 16 };
     let devices = (0..count).map(|_| MemoryDevice::new(geometry).unwrap()).collect();
     let memory = memory.clone();
-    let queues = move |of: &[MemoryDevice]| of.iter().map(|d| MemberQueue::new(d.queue(memory.clone()).unwrap())).collect();
+    let queues =
+        move |of: &[MemoryDevice]| of.iter().map(|d| MemberQueue::new(d.queue(memory.clone()).unwrap())).collect();
     (devices, queues)
 }
 
@@ -147,10 +150,7 @@ fn foreign_stale_and_doubled_members_are_refused() {
         AssembleError::Foreign { member: 1, found: other, expected: id }
     );
     assert!(matches!(error(open(&[&a[0], &a[1], blank], true)), AssembleError::NoSuperblock { member: 2, .. }));
-    assert_eq!(
-        error(open(&[&a[0], &a[1], &a[1]], true)),
-        AssembleError::Duplicate { first: 1, second: 2, index: 1 }
-    );
+    assert_eq!(error(open(&[&a[0], &a[1], &a[1]], true)), AssembleError::Duplicate { first: 1, second: 2, index: 1 });
     assert_eq!(error(open(&[&a[0], &a[2]], false)), AssembleError::Degraded { index: 1 });
     assert_eq!(error(open(&[&a[0]], true)), AssembleError::TooFew { found: 1, members: 3 });
     // In another order they are the same array.

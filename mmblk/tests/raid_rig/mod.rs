@@ -87,7 +87,15 @@ pub fn with_failures(level: Level, changes: &[Change], small_log: bool) {
     let mut array = Array::with_log(level, geometry, &memory, log);
     let options = RaidOptions { depth: 8, ..Default::default() };
     let queue = array.assemble(options).unwrap();
-    let mut rig = Rig { queue, peer: memory.clone(), device: memory.clone(), memory, stores: true, copies: 0, keep: Box::new(()) };
+    let mut rig = Rig {
+        queue,
+        peer: memory.clone(),
+        device: memory.clone(),
+        memory,
+        stores: true,
+        copies: 0,
+        keep: Box::new(()),
+    };
     let mut model = vec![0; geometry.bytes as usize];
     let mut flying: Vec<(u64, u64)> = Vec::new();
     for change in changes {
@@ -125,8 +133,8 @@ pub fn with_failures(level: Level, changes: &[Change], small_log: bool) {
                     let missing = rig.queue.status().roles.iter().position(|role| *role == Role::Missing);
                     rig.queue.add_spare(array.queue(&device)).unwrap();
                     if let Some(missing) = missing {
+                        // It goes on with whatever comes next.
                         array.devices[missing] = device;
-                        rebuild(&mut rig);
                     } else {
                         // It may be used at the next failure; which place it takes is then to be seen.
                         settle(&mut rig, &mut flying);
@@ -175,14 +183,10 @@ fn reassemble(rig: &mut Rig<RaidQueue>, array: &Array, options: RaidOptions) {
     rig.queue = assemble(queues, None, options, &rig.memory).unwrap();
 }
 
-/// Lets a rebuild come to its end, with whatever else is under way.
-fn rebuild(rig: &mut Rig<RaidQueue>) {
-    // A single step now and then, so that requests fall into it; it ends with the next poll or at the end.
-    let _ = rig.queue.status().rebuild;
-}
-
 fn scrub(rig: &mut Rig<RaidQueue>) {
-    until(&mut rig.queue, "the rebuild", |queue| queue.status().rebuild.is_none() && queue.status().spares == 0 && queue.is_idle());
+    until(&mut rig.queue, "the rebuild", |queue| {
+        queue.status().rebuild.is_none() && queue.status().spares == 0 && queue.is_idle()
+    });
     if rig.queue.start_scrub(false).is_ok() {
         until(&mut rig.queue, "the scrub", |queue| queue.status().scrubbed.is_some());
         let report = rig.queue.status().scrubbed.unwrap();

@@ -100,8 +100,7 @@ impl Model {
                 }
                 None if self.stable[sector] == u32::MAX && allowed.contains(&u32::MAX) => {}
                 None => {
-                    let all = [0..self.top()].into_iter().flatten();
-                    let other = all.into_iter().find(|number| content(*number, sector) == bytes);
+                    let other = (0..self.top()).find(|number| content(*number, sector) == bytes);
                     return Err(format!("sector {sector} has write {other:?}, not one of {allowed:?}: {versions:?}"));
                 }
             }
@@ -113,9 +112,5 @@ impl Model {
     fn top(&self) -> u32 {
         let newest = self.versions.values().flatten().map(|version| version.number).max().unwrap_or(0);
         newest.max(self.stable.iter().copied().filter(|number| *number != u32::MAX).max().unwrap_or(0)) + 1
-    }
-
-    pub fn is_unknown(&self, sector: usize) -> bool {
-        self.stable[sector] == u32::MAX
     }
 }

@@ -163,9 +163,7 @@ impl RaidQueue {
         match place.role {
             Role::Missing => false,
             Role::Active => true,
-            Role::Rebuilding => {
-                self.rebuild.as_ref().is_some_and(|r| r.member == member && r.has(stripe))
-            }
+            Role::Rebuilding => self.rebuild.as_ref().is_some_and(|r| r.member == member && r.has(stripe)),
         }
     }
 
@@ -322,7 +320,10 @@ impl Source for RaidQueue {
     }
 
     fn ready(&mut self) -> bool {
-        !self.finished.is_empty() || !self.events.is_empty() || !self.runnable.is_empty() || self.members.queues().any(|queue| queue.ready())
+        !self.finished.is_empty()
+            || !self.events.is_empty()
+            || !self.runnable.is_empty()
+            || self.members.queues().any(|queue| queue.ready())
     }
 
     fn disarm(&mut self) {

@@ -41,7 +41,9 @@ pub enum AssembleError {
         expected: ArrayId,
     },
     /// The array has gone on without it.
-    #[error("member number {member} of those given is stale: generation {found}; the array is at {newest} and does not count on it")]
+    #[error(
+        "member number {member} of those given is stale: generation {found}; the array is at {newest} and does not count on it"
+    )]
     Stale {
         /// Its place in the list.
         member: usize,
@@ -163,7 +165,8 @@ fn check_roles(choice: &mut Choice, allow_degraded: bool) -> Result<(), Assemble
             *role = Role::Missing;
         }
     }
-    let found = choice.places.iter().zip(&choice.newest.roles).filter(|(p, r)| p.is_some() && **r == Role::Active).count();
+    let found =
+        choice.places.iter().zip(&choice.newest.roles).filter(|(p, r)| p.is_some() && **r == Role::Active).count();
     let enough = match choice.newest.layout.level {
         Level::Raid0 => found == members,
         Level::Raid1 => found >= 1,
@@ -183,7 +186,8 @@ fn find(queue: &mut Blocking<MemberQueue>, member: usize) -> Result<Found, RaidE
         }
         let read = queue.read_into(offset, &mut bytes, Copied::Metadata);
         read.map_err(|error| RaidError::Member { member, error })?;
-        let bytes = bytes.first_chunk::<SUPERBLOCK_BYTES>().ok_or(RaidError::Member { member, error: BlockError::NoBuffer })?;
+        let bytes =
+            bytes.first_chunk::<SUPERBLOCK_BYTES>().ok_or(RaidError::Member { member, error: BlockError::NoBuffer })?;
         match (Superblock::decode(bytes), &best) {
             (Ok(superblock), Ok(other)) if superblock.generation <= other.superblock.generation => {}
             (Ok(superblock), _) => best = Ok(Found { superblock, copy }),

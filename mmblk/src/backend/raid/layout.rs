@@ -60,7 +60,9 @@ pub enum LayoutError {
         members: usize,
     },
     /// The size of a chunk.
-    #[error("a chunk of {chunk} bytes; it must be a power of two from {MIN_CHUNK_BYTES} to {MAX_CHUNK_BYTES} and no smaller than a block of the members ({block})")]
+    #[error(
+        "a chunk of {chunk} bytes; it must be a power of two from {MIN_CHUNK_BYTES} to {MAX_CHUNK_BYTES} and no smaller than a block of the members ({block})"
+    )]
     Chunk {
         /// The size in question.
         chunk: u32,

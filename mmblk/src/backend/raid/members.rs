@@ -220,9 +220,9 @@ impl Members {
     pub(super) fn poll(&mut self) -> Option<Event> {
         self.drain_failed();
         for member in 0..self.all.len() {
-            loop {
-                let Some(Member { queue: Some(queue), in_flight, alive, .. }) = self.all.get_mut(member) else { break };
-                let Some(BlockCompletion { id, result }) = queue.poll() else { break };
+            while let Some(Member { queue: Some(queue), in_flight, alive, .. }) = self.all.get_mut(member)
+                && let Some(BlockCompletion { id, result }) = queue.poll()
+            {
                 *in_flight = in_flight.saturating_sub(1);
                 *alive = Instant::now();
                 if let Some(event) = self.ended(member, id, result) {

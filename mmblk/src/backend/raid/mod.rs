@@ -12,7 +12,6 @@
 //! | `stripe`, `plan`, `protect`, `log` | a write to a stripe: what to read, parity, the log before it |
 //! | `membership` | failures and superblocks |
 //! | `rebuild`, `scrub` | in the background |
-//! | `measure` | how fast it is, against its members |
 //!
 //! Payload is passed on by address: data of a write goes to its member, and to the log, as the segments it came as; data
 //! of a read is the members' loans. What is computed (parity, the content of a missing member) is in buffers of the own
@@ -20,15 +19,14 @@
 
 use crate::queue::{BlockError, GeometryError};
 
-pub mod assemble;
 mod array;
+pub mod assemble;
 pub mod create;
 pub mod layout;
 mod locks;
 pub mod log;
 mod members;
 mod membership;
-pub mod measure;
 mod plan;
 mod protect;
 mod rebuild;
@@ -87,7 +85,9 @@ pub enum RaidError {
     #[error(transparent)]
     Geometry(#[from] GeometryError),
     /// A member does not fit the array.
-    #[error("a member of {bytes} bytes with blocks of {block}; the array needs {needed} bytes and blocks of at most {most}")]
+    #[error(
+        "a member of {bytes} bytes with blocks of {block}; the array needs {needed} bytes and blocks of at most {most}"
+    )]
     Unfit {
         /// The member's size.
         bytes: u64,

@@ -42,7 +42,13 @@ impl RaidQueue {
         let several = members.len() > 1;
         match self.layout.level {
             Level::Raid0 => Protection::None,
-            Level::Raid1 => if several { Protection::Intent } else { Protection::None },
+            Level::Raid1 => {
+                if several {
+                    Protection::Intent
+                } else {
+                    Protection::None
+                }
+            }
             // What is live stays in the log, whatever is written: a recovery would undo it.
             Level::Raid5 if self.log.is_live(op.stripe) => Protection::Redo,
             // Without parity the members' contents do not depend on each other.
@@ -201,7 +207,8 @@ impl RaidQueue {
         }
         let retired = self.log.begin_checkpoint();
         let members = self.members.with_queue();
-        self.checkpoint = Some(Checkpoint { retired, flush: self.log.begin_flush(), pending: members.len(), tail: None });
+        self.checkpoint =
+            Some(Checkpoint { retired, flush: self.log.begin_flush(), pending: members.len(), tail: None });
         self.status.checkpoints += 1;
         for member in members {
             self.send(member, Purpose::Checkpoint, BlockOp::Flush);

@@ -121,7 +121,10 @@ impl RaidQueue {
 
     /// Whether a rebuild cannot begin before the log has forgotten who was kicked.
     pub(super) fn rebuild_waits_for_tail(&self) -> bool {
-        self.rebuild.is_none() && !self.spares.is_empty() && self.missing().is_some() && self.log.oldest() < self.membership.kicked_at
+        self.rebuild.is_none()
+            && !self.spares.is_empty()
+            && self.missing().is_some()
+            && self.log.oldest() < self.membership.kicked_at
     }
 
     fn missing(&self) -> Option<usize> {
@@ -168,7 +171,10 @@ impl RaidQueue {
 
     /// Whether only the rate keeps the background from going on.
     pub(super) fn waits_for_rate(&self) -> bool {
-        let rebuild = self.rebuild.as_ref().is_some_and(|r| r.stage == Stage::Copy && r.open < WINDOW && r.next < self.layout.stripes);
+        let rebuild = self
+            .rebuild
+            .as_ref()
+            .is_some_and(|r| r.stage == Stage::Copy && r.open < WINDOW && r.next < self.layout.stripes);
         rebuild || self.scrub_waits()
     }
 

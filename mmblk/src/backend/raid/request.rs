@@ -37,8 +37,7 @@ struct Part {
 impl RaidQueue {
     pub(super) fn start_request(&mut self, id: u64, op: BlockOp) -> Result<(), BlockError> {
         let durable = op.is_durable();
-        let mut request =
-            Request { id, parts: Vec::new(), open: 0, error: None, zeros: None, durable, changes: true };
+        let mut request = Request { id, parts: Vec::new(), open: 0, error: None, zeros: None, durable, changes: true };
         if !matches!(op, BlockOp::Read { .. }) && self.failure.is_some() {
             return Err(failed());
         }
@@ -91,7 +90,8 @@ impl RaidQueue {
 
     /// Starts a part of a read: from the member that has it, or from the others.
     fn read_part(&mut self, request: u64, part: usize) {
-        let Some(Part { piece, avoid, .. }) = self.requests.get(&request).and_then(|r| r.parts.get(part)).cloned() else {
+        let Some(Part { piece, avoid, .. }) = self.requests.get(&request).and_then(|r| r.parts.get(part)).cloned()
+        else {
             return;
         };
         let member = match self.layout.level {
@@ -175,13 +175,7 @@ impl RaidQueue {
     }
 
     /// A member has done its part of a request.
-    pub(super) fn part_ended(
-        &mut self,
-        request: u64,
-        part: usize,
-        member: usize,
-        result: Result<Payload, BlockError>,
-    ) {
+    pub(super) fn part_ended(&mut self, request: u64, part: usize, member: usize, result: Result<Payload, BlockError>) {
         let is_read = self.requests.get(&request).is_some_and(|request| !request.changes);
         match result {
             Err(error) if is_read && self.layout.level != Level::Raid0 && error != BlockError::NoBuffer => {

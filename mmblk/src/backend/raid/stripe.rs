@@ -55,7 +55,9 @@ pub(super) enum Work {
     Write(WriteWork),
     Read(ReadWork),
     /// Makes the stripe's chunk of the member that is rebuilt.
-    Rebuild { member: usize },
+    Rebuild {
+        member: usize,
+    },
     /// Looks whether the redundancy is right.
     Scrub,
 }
@@ -236,7 +238,9 @@ impl RaidQueue {
                     None => return Next::Done(Err(failed())),
                 }
             }
-            Work::Scrub => (0..self.layout.members).filter(|m| readable >> m & 1 == 1).map(|m| (m, 0..self.layout.chunk)).collect(),
+            Work::Scrub => {
+                (0..self.layout.members).filter(|m| readable >> m & 1 == 1).map(|m| (m, 0..self.layout.chunk)).collect()
+            }
         };
         op.stage = Stage::Read;
         if reads.is_empty() {
@@ -367,9 +371,7 @@ impl RaidQueue {
             return Next::Wait;
         }
         let stripe = op.stripe;
-        op.writes.retain(|write| {
-            self.members.all.get(write.member).is_some_and(|member| member.queue.is_some())
-        });
+        op.writes.retain(|write| self.members.all.get(write.member).is_some_and(|member| member.queue.is_some()));
         if op.writes.is_empty() {
             return Next::Done(Err(failed()));
         }

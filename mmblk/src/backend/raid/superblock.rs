@@ -139,7 +139,7 @@ impl Superblock {
         let level = Level::from_number(bytes[32]).ok_or(wrong("level", bytes[32].into()))?;
         let members = usize::from(bytes[33]);
         let block = u32_at(12);
-        if !block.is_power_of_two() || block < 512 || block > crate::queue::MAX_BLOCK_BYTES {
+        if !block.is_power_of_two() || !(512..=crate::queue::MAX_BLOCK_BYTES).contains(&block) {
             return Err(wrong("block", block.into()));
         }
         let (data_offset, log_bytes) = (u64_at(40), u64_at(56));

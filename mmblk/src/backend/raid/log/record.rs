@@ -111,7 +111,10 @@ impl Head {
         let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
         let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
         let found_id = u128::from_le_bytes(std::array::from_fn(|i| bytes[8 + i]));
-        if bytes[..8] != MAGIC || found_id != log_id || u32_at(CHECKED_BYTES) != crc32fast::hash(&bytes[..CHECKED_BYTES]) {
+        if bytes[..8] != MAGIC
+            || found_id != log_id
+            || u32_at(CHECKED_BYTES) != crc32fast::hash(&bytes[..CHECKED_BYTES])
+        {
             return Err(NoRecord);
         }
         let content = match bytes[40] {
@@ -201,6 +204,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "one range of rows is meant")]
     fn a_head_is_its_bytes() {
         let decode = |head: &Head| Head::decode(&head.encode(), 3, &LAYOUT);
         for head in [

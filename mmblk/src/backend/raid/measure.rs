@@ -1,1 +1,0 @@
-//! How fast an array is, against its members.
