@@ -157,6 +157,7 @@ impl Run {
 
     fn submit(&mut self, queue: &mut RaidQueue, op: BlockOp, flying: Flying) {
         self.next_id += 1;
+        trace(|| format!("begin {flying:?}"));
         assert!(queue.submit(self.next_id, op).is_ok());
         self.flying.push((self.next_id, flying));
     }
@@ -184,6 +185,7 @@ impl Run {
             }
             let at = self.flying.iter().position(|(id, _)| *id == completion.id).unwrap();
             let (_, flying) = self.flying.remove(at);
+            trace(|| format!("ended {flying:?}"));
             let data =
                 completion.result.map_err(|error| format!("{flying:?} failed: {error}: {:?}", queue.status()))?;
             match flying {
@@ -218,6 +220,7 @@ impl Run {
         }
         self.breaks = status.kicked + 1;
         let whole: Vec<usize> = (0..self.disks.len()).filter(|disk| !self.disks[*disk].is_broken()).collect();
+        trace(|| format!("a disk fails: {status:?}"));
         self.disks[whole[self.random.below(whole.len() as u64) as usize]].fail();
         if self.random.chance(60) {
             let disk = Disk::new(self.member_bytes, &self.random, &self.power);
@@ -245,6 +248,7 @@ impl Run {
     /// Everything stops, is started again, and is looked at.
     fn crash(&mut self, queue: RaidQueue, seen: &mut Seen) -> Result<RaidQueue, String> {
         let status = queue.status();
+        trace(|| format!("crash: {status:?}"));
         drop(queue);
         seen.crashes += 1;
         seen.rebuilds += status.rebuilds;
@@ -254,6 +258,7 @@ impl Run {
         self.breaks = 0;
         self.disks.retain(|disk| !disk.is_broken());
         let mut queue = self.next_assembly(seen, &status.roles, power_lost)?;
+        trace(|| format!("power lost: {power_lost}; assembled: {:?}", queue.status()));
         let found = self.read_all(&mut queue)?;
         let degraded = queue.status().roles.iter().any(|role| *role != Role::Active);
         let may_tear = !self.options.log_full_stripes && degraded && self.level == Level::Raid5;
@@ -320,6 +325,13 @@ impl Run {
                 _ => return,
             }
         }
+    }
+}
+
+/// With `RAID_TRACE=1`, what happens.
+fn trace(what: impl FnOnce() -> String) {
+    if std::env::var_os("RAID_TRACE").is_some() {
+        eprintln!("{}", what());
     }
 }
 

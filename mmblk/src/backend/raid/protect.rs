@@ -63,14 +63,16 @@ impl RaidQueue {
     /// Sees to it that a crash in the middle of the writes of `op` leaves the stripe consistent.
     pub(super) fn protect(&mut self, id: u64, op: &mut Op) -> Next {
         op.stage = Stage::Protect;
+        let rests = matches!(&op.work, Work::Write(work) if !work.plan.reads.is_empty());
+        if rests && self.log.is_soft(op.stripe) {
+            // The parity was computed from what a loss of power may undo.
+            self.flush_waiting.push(id);
+            return Next::Wait;
+        }
         match self.protection(op) {
             Protection::None => {
                 op.stage = Stage::Log;
                 self.write_in_place(id, op)
-            }
-            Protection::Redo if self.log.is_soft(op.stripe) => {
-                self.flush_waiting.push(id);
-                Next::Wait
             }
             Protection::Redo => self.log_redo(id, op),
             Protection::Intent => self.log_intent(id, op),

@@ -8,7 +8,7 @@
 //! * A stripe with a record that a recovery would still redo is *live*: whatever is written to it must be recorded too,
 //!   or the recovery would undo it.
 //! * A stripe with a write that is in no record and may be undone by a loss of power is *soft*. It is flushed before
-//!   anything is recorded that was computed from it: new parity must not rest on data that may vanish.
+//!   anything is written that was computed from it: new parity must not rest on data that may vanish.
 //! * A record has done its duty when everything it describes has been written in place and flushed since.
 
 pub mod record;
