@@ -348,7 +348,8 @@ fn run(seed: u64, seen: &mut Seen) -> Result<(), String> {
 
 #[test]
 fn no_acknowledged_byte_is_lost() {
-    let seeds = std::env::var("RAID_SEEDS").unwrap_or_else(|_| "0..50".into());
+    let chosen = std::env::var("RAID_SEEDS");
+    let seeds = chosen.as_deref().unwrap_or("0..50");
     let (from, to) = seeds.split_once("..").unwrap();
     let mut seen = Seen::default();
     for seed in from.parse::<u64>().unwrap()..to.parse().unwrap() {
@@ -361,5 +362,7 @@ fn no_acknowledged_byte_is_lost() {
         panic!("{failed}\nreplay: RAID_SEEDS={seed}..{} cargo test -p mmblk --test raid_crash", seed + 1);
     }
     println!("{seen:?}");
-    assert!(seen.crashes > 0 && seen.members_lost > 0 && seen.degraded_checks > 0 && seen.interrupted_assemblies > 0);
+    // A few seeds that somebody has chosen need not have shown everything.
+    let all = seen.crashes > 0 && seen.members_lost > 0 && seen.degraded_checks > 0 && seen.interrupted_assemblies > 0;
+    assert!(chosen.is_ok() || all && seen.rebuilds > 0, "{seen:?}");
 }
