@@ -13,13 +13,16 @@
 //! | [`serving`], [`worker`] | one ring and one queue, and their thread |
 //! | [`inflight`] | what a successor needs to know |
 //! | [`config`] | features and configuration space |
+//! | [`client`] | the other side, for tests and measurements |
 //!
 //! A front end or guest that does not keep to the rules breaks its own ring or connection. What is under way when it
 //! goes ends first; then the next front end is served.
 
 pub mod chain;
 pub mod channel;
+pub mod client;
 pub mod config;
+pub mod fuzzing;
 pub mod inflight;
 pub mod message;
 pub mod request;
@@ -142,6 +145,7 @@ impl Device {
 #[derive(Debug)]
 pub struct Export {
     path: PathBuf,
+    listener: UnixListener,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -160,12 +164,13 @@ impl Export {
     pub fn start(path: &Path, mut device: Device) -> Result<Self, ExportError> {
         let failed = |error| ExportError::Socket { path: path.to_path_buf(), error };
         let listener = listen(path).map_err(failed)?;
+        let accepting = listener.try_clone().map_err(failed)?;
         let shared = Arc::new(Shared::default());
         let served = shared.clone();
         let thread = std::thread::Builder::new()
             .name("vhost-user".into())
             .spawn(move || {
-                while let Ok((socket, _)) = listener.accept() {
+                while let Ok((socket, _)) = accepting.accept() {
                     *served.front_end.lock().unwrap_or_else(PoisonError::into_inner) = socket.try_clone().ok();
                     if served.stop.load(Ordering::Acquire) {
                         return;
@@ -174,21 +179,23 @@ impl Export {
                         Ok(()) => tracing::info!("a front end has gone"),
                         Err(error) => tracing::warn!(%error, "a front end's connection has ended"),
                     }
+                    // The other handle of the socket would keep the connection open.
+                    *served.front_end.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 }
             })
             .map_err(failed)?;
-        Ok(Self { path: path.to_path_buf(), shared, thread: Some(thread) })
+        Ok(Self { path: path.to_path_buf(), listener, shared, thread: Some(thread) })
     }
 }
 
 impl Drop for Export {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        // Ends the wait for a message, or for a front end.
+        // Ends the wait for a front end, or for its next message.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
         if let Some(socket) = &*self.shared.front_end.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = socket.shutdown(std::net::Shutdown::Both);
         }
-        let _ = UnixStream::connect(&self.path);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

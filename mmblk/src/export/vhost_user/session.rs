@@ -241,6 +241,7 @@ impl<'a> Session<'a> {
 
     /// Serves a ring if everything is there for it.
     fn start(&mut self, index: usize) -> Result<(), SessionError> {
+        self.device.take_sizes();
         let Some(vring) = self.rings.get_mut(index) else { return Ok(()) };
         let enabled = vring.enabled || self.features & feature::PROTOCOL == 0;
         let (Some(memory), Some(addresses), Some(kick), true) =
