@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `null` | its size | `block` (4096), `depth` (128) |
 //! | `memory` | its size | the same |
-//! | `file` | the path | the same; `create=SIZE`: of an image that is not there; `read-only=yes`; `lock-wait` (5s) |
+//! | `file` | the path | the same; `create=SIZE`: of an image that is not there; `read-only=yes`; `direct=yes`: past the page cache where that can be; `lock-wait` (5s) |
 
 use std::sync::Arc;
 
@@ -90,6 +90,7 @@ pub(super) fn file(device: &Description) -> Result<Arc<dyn Device>, OpenError> {
     let file = FileOptions {
         create_bytes: options.size("create")?,
         read_only: options.flag("read-only")?,
+        direct: options.flag("direct")?,
         block: options.number("block")?.unwrap_or(usual.block),
         depth: options.number("depth")?.unwrap_or(usual.depth),
         lock_wait: options.read("lock-wait", time)?.unwrap_or(usual.lock_wait),
