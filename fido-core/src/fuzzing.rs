@@ -186,7 +186,7 @@ impl<'a> Rogue<'a> {
             small => u16::from(small % 8),
         };
         let tags: Vec<u16> = (0..input.byte() % 32).map(|_| tag(input)).collect();
-        self.push(&message::encode_returns(&tags));
+        self.push(&message::encode_returns(tags));
     }
 
     fn push(&mut self, words: &Words) {

@@ -13,7 +13,7 @@
 mod tests;
 
 use crate::addr::{GlobalAddr, Segment};
-use crate::ring::Words;
+use crate::ring::{MESSAGE_WORDS, PAIRS, Words, join, split};
 
 /// Kinds from here on are the lane's own.
 pub const KIND_RESERVED: u8 = 0xF0;
@@ -55,47 +55,124 @@ pub struct Frame {
 /// No segment.
 pub const NO_SEGMENT: Segment = Segment::new(GlobalAddr::from_bits(0), 0);
 
+/// The first two words of a message, which say how to read the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opening(u64);
+
+impl Opening {
+    /// Of the first pair of words in a slot.
+    #[inline]
+    pub const fn of(pair: u64) -> Self {
+        Self(pair)
+    }
+
+    /// Of a message of that kind with neither loan nor return.
+    #[inline]
+    pub const fn plain(kind: u8, flags: u8) -> Self {
+        Self(kind as u64 | (flags as u64) << 8)
+    }
+
+    /// The pair of words.
+    #[inline]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// What the message is.
+    #[inline]
+    pub const fn kind(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// Whether the head is all there is to the message: no loan, no segments, no return, and not the lane's own.
+    #[inline]
+    pub const fn is_plain(self) -> bool {
+        self.0 >> 16 == 0 && self.kind() < KIND_RESERVED
+    }
+
+    /// The head, with the arguments from the two pairs that follow.
+    #[inline]
+    pub const fn head(self, first: u64, second: u64) -> Head {
+        let ((a, b), (c, d)) = (split(first), split(second));
+        Head { kind: self.kind(), flags: (self.0 >> 8) as u8, args: [a, b, c, d] }
+    }
+}
+
+impl Head {
+    /// The arguments as pairs of words.
+    #[inline]
+    pub const fn pairs(&self) -> [u64; 2] {
+        [join(self.args[0], self.args[1]), join(self.args[2], self.args[3])]
+    }
+}
+
 impl Frame {
+    /// The first two words.
+    #[inline]
+    pub fn opening(&self) -> Opening {
+        let tags = u64::from(self.count) << 16 | u64::from(self.loan) << 32 | u64::from(self.returned) << 48;
+        Opening(Opening::plain(self.head.kind, self.head.flags).0 | tags)
+    }
+
     /// The words of a slot.
     pub fn encode(&self) -> Words {
-        let mut words = [0; 15];
-        words[0] = u32::from(self.head.kind) | u32::from(self.head.flags) << 8 | u32::from(self.count) << 16;
-        words[1] = u32::from(self.loan) | u32::from(self.returned) << 16;
-        words[2..6].copy_from_slice(&self.head.args);
-        for (segment, words) in self.segments.iter().zip(words[6..].chunks_exact_mut(3)) {
-            let bits = segment.addr.bits();
-            words.copy_from_slice(&[bits as u32, (bits >> 32) as u32, segment.len]);
+        let (pairs, last) = self.pairs();
+        let mut words = [last; MESSAGE_WORDS];
+        for (words, pair) in words.chunks_exact_mut(2).zip(pairs) {
+            let (low, high) = split(pair);
+            words.copy_from_slice(&[low, high]);
         }
         words
     }
 
     /// The message in a slot's words. Every pattern is a message; what it alleges is checked by who uses it.
     pub fn decode(words: &Words) -> Self {
-        let mut segments = [NO_SEGMENT; INLINE_SEGMENTS];
-        for (segment, words) in segments.iter_mut().zip(words[6..].chunks_exact(3)) {
-            let bits = u64::from(words[0]) | u64::from(words[1]) << 32;
-            *segment = Segment::new(GlobalAddr::from_bits(bits), words[2]);
-        }
+        Self::of_pairs(|at| join(words[2 * at], words[2 * at + 1]), words[MESSAGE_WORDS - 1])
+    }
+
+    /// The pairs of words of a slot, and its last word.
+    #[inline]
+    pub fn pairs(&self) -> ([u64; PAIRS], u32) {
+        let [args, more_args] = self.head.pairs();
+        let [a, b, c] = self.segments;
+        let second = b.addr.bits();
+        let pairs = [
+            self.opening().0,
+            args,
+            more_args,
+            a.addr.bits(),
+            join(a.len, second as u32),
+            join((second >> 32) as u32, b.len),
+            c.addr.bits(),
+        ];
+        (pairs, c.len)
+    }
+
+    /// The message in a slot's pairs of words, each of which is asked for once, and its last word.
+    #[inline]
+    pub fn of_pairs(pair: impl Fn(usize) -> u64, last: u32) -> Self {
+        let opening = Opening(pair(0));
+        let (first, (first_len, low), (high, second_len), third) = (pair(3), split(pair(4)), split(pair(5)), pair(6));
         Self {
-            head: Head {
-                kind: words[0] as u8,
-                flags: (words[0] >> 8) as u8,
-                args: [words[2], words[3], words[4], words[5]],
-            },
-            loan: words[1] as u16,
-            returned: (words[1] >> 16) as u16,
-            count: (words[0] >> 16) as u16,
-            segments,
+            head: opening.head(pair(1), pair(2)),
+            loan: (opening.0 >> 32) as u16,
+            returned: (opening.0 >> 48) as u16,
+            count: (opening.0 >> 16) as u16,
+            segments: [
+                Segment::new(GlobalAddr::from_bits(first), first_len),
+                Segment::new(GlobalAddr::from_bits(join(low, high)), second_len),
+                Segment::new(GlobalAddr::from_bits(third), last),
+            ],
         }
     }
 }
 
-/// The words of a message that returns these loans, at most [`MAX_RETURNS`].
-pub fn encode_returns(tags: &[u16]) -> Words {
+/// The words of a message that returns these loans: as many as there are, at most [`MAX_RETURNS`].
+pub fn encode_returns(tags: impl IntoIterator<Item = u16>) -> Words {
     let mut words = [0; 15];
     words[0] = u32::from(KIND_RETURNS);
-    for (index, tag) in tags.iter().take(MAX_RETURNS).enumerate() {
-        words[2 + index / 2] |= u32::from(*tag) << (16 * (index % 2));
+    for (index, tag) in tags.into_iter().take(MAX_RETURNS).enumerate() {
+        words[2 + index / 2] |= u32::from(tag) << (16 * (index % 2));
     }
     words
 }

@@ -31,17 +31,69 @@ pub struct Part {
 /// A scatter-gather list with the holds that keep it valid. Cheap to slice and to clone: bytes never move.
 #[derive(Clone, Debug, Default)]
 pub struct Payload {
-    parts: Vec<Part>,
+    parts: Parts,
     len: u64,
+}
+
+/// The parts of a payload: up to one needs no memory beside the payload itself.
+#[derive(Clone, Debug, Default)]
+enum Parts {
+    #[default]
+    None,
+    One(Part),
+    Many(Vec<Part>),
+}
+
+impl Parts {
+    #[inline]
+    fn as_slice(&self) -> &[Part] {
+        match self {
+            Self::None => &[],
+            Self::One(part) => std::slice::from_ref(part),
+            Self::Many(parts) => parts,
+        }
+    }
+
+    #[inline]
+    fn as_mut_slice(&mut self) -> &mut [Part] {
+        match self {
+            Self::None => &mut [],
+            Self::One(part) => std::slice::from_mut(part),
+            Self::Many(parts) => parts,
+        }
+    }
+
+    #[inline]
+    fn push(&mut self, part: Part) {
+        match self {
+            Self::None => *self = Self::One(part),
+            Self::One(_) => {
+                let Self::One(first) = std::mem::take(self) else { return };
+                *self = Self::Many(vec![first, part]);
+            }
+            Self::Many(parts) => parts.push(part),
+        }
+    }
+
+    /// Drops the first `count` parts.
+    fn drop_front(&mut self, count: usize) {
+        match self {
+            Self::Many(parts) if count < parts.len() => drop(parts.drain(..count)),
+            _ if count > 0 => *self = Self::None,
+            _ => {}
+        }
+    }
 }
 
 impl Payload {
     /// No bytes.
+    #[inline]
     pub const fn new() -> Self {
-        Self { parts: Vec::new(), len: 0 }
+        Self { parts: Parts::None, len: 0 }
     }
 
     /// One segment, kept by `hold`.
+    #[inline]
     pub fn held(segment: Segment, hold: Hold) -> Self {
         let mut payload = Self::new();
         payload.push(segment, Some(hold));
@@ -49,23 +101,26 @@ impl Payload {
     }
 
     /// Length in bytes.
+    #[inline]
     pub fn len(&self) -> u64 {
         self.len
     }
 
     /// Whether there are no bytes.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// The parts in order; none is empty.
+    #[inline]
     pub fn parts(&self) -> &[Part] {
-        &self.parts
+        self.parts.as_slice()
     }
 
     /// The segments in order.
     pub fn segments(&self) -> impl ExactSizeIterator<Item = Segment> + '_ {
-        self.parts.iter().map(|part| part.segment)
+        self.parts().iter().map(|part| part.segment)
     }
 
     /// Adds a segment at the end. Neighbouring segments under the same hold become one; an empty one is dropped.
@@ -74,7 +129,7 @@ impl Payload {
             return;
         }
         self.len += u64::from(segment.len);
-        if let Some(last) = self.parts.last_mut()
+        if let Some(last) = self.parts.as_mut_slice().last_mut()
             && same_hold(last.hold.as_ref(), hold.as_ref())
             && let Some(joined) = last.segment.joined(segment)
         {
@@ -86,15 +141,17 @@ impl Payload {
 
     /// Lets go of the holds for which `gone` says so; the segments stay.
     pub(crate) fn release(&mut self, gone: impl Fn(&Hold) -> bool) {
-        for part in &mut self.parts {
+        for part in self.parts.as_mut_slice() {
             part.hold.take_if(|hold| gone(hold));
         }
     }
 
     /// Adds all parts of `other` at the end.
     pub fn append(&mut self, other: Self) {
-        for part in other.parts {
-            self.push(part.segment, part.hold);
+        match other.parts {
+            Parts::None => {}
+            Parts::One(part) => self.push(part.segment, part.hold),
+            Parts::Many(parts) => parts.into_iter().for_each(|part| self.push(part.segment, part.hold)),
         }
     }
 
@@ -103,7 +160,7 @@ impl Payload {
         let mut head = Self::new();
         let mut whole = 0;
         let mut left = at.min(self.len);
-        for part in &mut self.parts {
+        for part in self.parts.as_mut_slice() {
             let len = part.segment.len;
             if u64::from(len) <= left {
                 left -= u64::from(len);
@@ -118,7 +175,7 @@ impl Payload {
             }
             break;
         }
-        self.parts.drain(..whole);
+        self.parts.drop_front(whole);
         self.len -= head.len;
         head
     }

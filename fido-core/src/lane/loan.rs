@@ -2,7 +2,7 @@
 //!
 //! The lender keeps each payload it has sent in a [`LoanTable`] until the borrower returns its tag. The borrower's
 //! payload carries a [`Borrowed`] hold; when its last clone is dropped, on whatever thread, the tag goes to the lane's
-//! [`Returns`], and with the next flush back to the lender.
+//! [`Returns`], and from there, by the lane's [`Borrower`], with the next message or flush back to the lender.
 //!
 //! When the lender dies, its borrowers' holds live on (the window stays mapped, frozen); when the last one is dropped,
 //! the fence of that incarnation is passed, and [`Returns`] says so to the [`PassFence`] it was given.
@@ -10,7 +10,6 @@
 #[cfg(all(test, loom))]
 mod model;
 
-use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 
 use crate::addr::DomainId;
@@ -87,13 +86,26 @@ pub trait PassFence: Send + Sync {
     fn passed(&self, dead: DomainId);
 }
 
-/// The loans of one session that this domain has to return.
+/// The loans of one session that this domain has to return, as the lane's thread has them: what only that thread does
+/// takes no lock.
+pub(super) struct Borrower {
+    shared: Arc<Returns>,
+    /// Loans received.
+    borrowed: u64,
+    /// Loans received and not returned yet.
+    out: usize,
+    /// Tags to be returned, taken over from `shared`; those before `next` have been returned.
+    tags: Vec<u16>,
+    next: usize,
+}
+
+/// What the holds on these loans and the lane's thread share.
 pub(super) struct Returns {
     peer: DomainId,
     fence: Arc<dyn PassFence>,
     bell: Arc<Bell>,
     /// Whether there are tags: what the lane's thread asks for every message, without the lock. It may be late by a
-    /// moment, but not for a sleeper: a return either comes before [`Returns::set_sleeping`] took the lock, and is seen
+    /// moment, but not for a sleeper: a return either comes before [`Borrower::set_sleeping`] took the lock, and is seen
     /// after it, or finds that it has to ring.
     due: AtomicBool,
     state: Mutex<State>,
@@ -101,49 +113,33 @@ pub(super) struct Returns {
 
 #[derive(Default)]
 struct State {
-    /// Tags to be returned.
-    tags: VecDeque<u16>,
-    /// Holds that live.
-    live: usize,
+    /// Tags to be returned, the oldest first.
+    tags: Vec<u16>,
+    /// Holds that were dropped.
+    ended: u64,
     /// The lane's thread sleeps.
     sleeping: bool,
     /// The session is over: tags are of no use any more.
     closed: bool,
-    /// The peer is dead, and whoever drops the last hold has to say so.
-    dying: bool,
+    /// The peer is dead, and whoever drops the last of so many holds has to say so.
+    dying: Option<u64>,
 }
 
 impl Returns {
-    pub(super) fn new(peer: DomainId, fence: Arc<dyn PassFence>, bell: Arc<Bell>) -> Arc<Self> {
-        Arc::new(Self { peer, fence, bell, due: AtomicBool::new(false), state: Mutex::default() })
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         // No code panics while it holds the guard.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the peer may lend more.
-    pub(super) fn has_room(&self) -> bool {
-        let state = self.state();
-        state.live + state.tags.len() < MAX_LOANS
-    }
-
-    /// A hold on the loan `tag`.
-    pub(super) fn borrow(self: &Arc<Self>, tag: u16) -> Arc<Borrowed> {
-        self.state().live += 1;
-        Arc::new(Borrowed { tag, returns: self.clone() })
-    }
-
     fn end(&self, tag: u16) {
         let mut state = self.state();
-        state.live -= 1;
+        state.ended += 1;
         if !state.closed {
-            state.tags.push_back(tag);
+            state.tags.push(tag);
             self.due.store(true, Ordering::Relaxed);
         }
         let ring = std::mem::take(&mut state.sleeping);
-        let passed = state.dying && state.live == 0;
+        let passed = state.dying == Some(state.ended);
         drop(state);
         if ring {
             self.bell.ring();
@@ -153,49 +149,83 @@ impl Returns {
         }
     }
 
-    /// Whether a hold is on a loan of this session.
-    pub(super) fn is_mine(&self, hold: &Hold) -> bool {
-        hold.downcast_ref::<Borrowed>().is_some_and(|borrowed| std::ptr::eq(&*borrowed.returns, self))
+    /// All tags that are to be returned now, into `tags`, which is empty.
+    fn take(&self, tags: &mut Vec<u16>) {
+        let mut state = self.state();
+        std::mem::swap(&mut state.tags, tags);
+        self.due.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Borrower {
+    pub(super) fn new(peer: DomainId, fence: Arc<dyn PassFence>, bell: Arc<Bell>) -> Self {
+        let shared = Returns { peer, fence, bell, due: AtomicBool::new(false), state: Mutex::default() };
+        Self { shared: Arc::new(shared), borrowed: 0, out: 0, tags: Vec::new(), next: 0 }
     }
 
-    /// Up to `most` tags to return now, the oldest first.
-    pub(super) fn take(&self, most: usize, tags: &mut Vec<u16>) {
+    /// Whether the peer may lend more.
+    #[inline]
+    pub(super) fn has_room(&self) -> bool {
+        self.out < MAX_LOANS
+    }
+
+    /// A hold on the loan `tag`.
+    pub(super) fn borrow(&mut self, tag: u16) -> Arc<Borrowed> {
+        self.borrowed += 1;
+        self.out += 1;
+        Arc::new(Borrowed { tag, returns: self.shared.clone() })
+    }
+
+    /// Whether a hold is on a loan of this session.
+    pub(super) fn is_mine(&self, hold: &Hold) -> bool {
+        hold.downcast_ref::<Borrowed>().is_some_and(|borrowed| Arc::ptr_eq(&borrowed.returns, &self.shared))
+    }
+
+    /// The next tag to be returned, the oldest first.
+    #[inline]
+    pub(super) fn take(&mut self) -> Option<u16> {
         if !self.is_due() {
-            return;
+            return None;
         }
-        let mut state = self.state();
-        let count = most.min(state.tags.len());
-        tags.extend(state.tags.drain(..count));
-        self.due.store(!state.tags.is_empty(), Ordering::Relaxed);
+        if self.next == self.tags.len() {
+            self.tags.clear();
+            self.next = 0;
+            self.shared.take(&mut self.tags);
+        }
+        let tag = *self.tags.get(self.next)?;
+        self.next += 1;
+        self.out -= 1;
+        Some(tag)
     }
 
     /// Whether there is something to return.
+    #[inline]
     pub(super) fn is_due(&self) -> bool {
-        self.due.load(Ordering::Relaxed)
+        self.next < self.tags.len() || self.shared.due.load(Ordering::Relaxed)
     }
 
     /// Notes whether the lane's thread sleeps and wants to be woken for a return.
     pub(super) fn set_sleeping(&self, sleeping: bool) {
-        self.state().sleeping = sleeping;
+        self.shared.state().sleeping = sleeping;
     }
 
     /// Ends the session: nothing can be returned any more.
-    pub(super) fn close(&self) {
-        let mut state = self.state();
+    pub(super) fn close(&mut self) {
+        (self.tags, self.next) = (Vec::new(), 0);
+        let mut state = self.shared.state();
         state.closed = true;
         state.tags.clear();
-        self.due.store(false, Ordering::Relaxed);
+        self.shared.due.store(false, Ordering::Relaxed);
     }
 
     /// The peer is dead: passes its fence now, or when the last hold is dropped.
-    pub(super) fn peer_died(&self) {
+    pub(super) fn peer_died(&mut self) {
         self.close();
-        let mut state = self.state();
-        let passed = !state.dying && state.live == 0;
-        state.dying = true;
+        let mut state = self.shared.state();
+        let passed = state.dying.replace(self.borrowed).is_none() && state.ended == self.borrowed;
         drop(state);
         if passed {
-            self.fence.passed(self.peer);
+            self.shared.fence.passed(self.shared.peer);
         }
     }
 }
@@ -203,7 +233,7 @@ impl Returns {
 /// Sessions that are over, but whose holds may live on.
 pub(super) struct Estate {
     fence: Arc<dyn PassFence>,
-    sessions: Vec<Arc<Returns>>,
+    sessions: Vec<Borrower>,
 }
 
 impl Estate {
@@ -212,14 +242,14 @@ impl Estate {
     }
 
     /// Ends a session.
-    pub(super) fn add(&mut self, session: Arc<Returns>) {
+    pub(super) fn add(&mut self, mut session: Borrower) {
         session.close();
         self.sessions.push(session);
     }
 
     /// An incarnation is dead: its fence is passed now, or when the last hold of its session is dropped.
     pub(super) fn peer_died(&mut self, peer: DomainId) {
-        match self.sessions.iter().position(|session| session.peer == peer) {
+        match self.sessions.iter().position(|session| session.shared.peer == peer) {
             Some(index) => self.sessions.swap_remove(index).peer_died(),
             None => self.fence.passed(peer),
         }
@@ -260,9 +290,9 @@ mod tests {
         }
     }
 
-    fn returns(passes: &Arc<Passes>) -> Arc<Returns> {
+    fn borrower(passes: &Arc<Passes>) -> Borrower {
         let peer = DomainId { slot: Slot::new(5).unwrap(), generation: Generation::FIRST };
-        Returns::new(peer, passes.clone(), Arc::new(Bell::new().unwrap()))
+        Borrower::new(peer, passes.clone(), Arc::new(Bell::new().unwrap()))
     }
 
     fn payload(n: u64) -> Payload {
@@ -300,7 +330,7 @@ mod tests {
     fn the_fence_is_passed_with_the_last_hold_and_once() {
         let passes = Arc::new(Passes::default());
         let count = || passes.0.load(Ordering::SeqCst);
-        let session = returns(&passes);
+        let mut session = borrower(&passes);
         let (a, b) = (session.borrow(1), session.borrow(2));
         let again = a.clone();
         drop(a);
@@ -311,22 +341,47 @@ mod tests {
         assert_eq!(count(), 1);
         session.peer_died();
         assert_eq!(count(), 1);
-        returns(&passes).peer_died();
+        borrower(&passes).peer_died();
         assert_eq!(count(), 2, "nothing held: at once");
     }
 
     #[test]
     fn a_return_wakes_a_sleeping_lane() {
-        let session = returns(&Arc::new(Passes::default()));
+        let mut session = borrower(&Arc::new(Passes::default()));
         let hold = session.borrow(9);
         assert!(!session.is_due());
         session.set_sleeping(true);
         std::thread::spawn(move || drop(hold)).join().unwrap();
         let mut count = [0; 8];
-        assert_eq!(rustix::io::read(&session.bell, &mut count), Ok(8));
-        let mut tags = Vec::new();
+        assert_eq!(rustix::io::read(&session.shared.bell, &mut count), Ok(8));
         assert!(session.is_due());
-        session.take(10, &mut tags);
-        assert_eq!((tags, session.is_due()), (vec![9], false));
+        assert_eq!((session.take(), session.is_due(), session.take()), (Some(9), false, None));
+    }
+
+    #[test]
+    fn tags_are_returned_in_order_and_count_until_then() {
+        let mut session = borrower(&Arc::new(Passes::default()));
+        let holds: Vec<_> = (0..MAX_LOANS).map(|n| session.borrow(n as u16 + 1)).collect();
+        assert!(!session.has_room(), "at the limit");
+        drop(holds);
+        assert!(!session.has_room(), "they have not been returned yet");
+        assert_eq!(session.take(), Some(1));
+        assert!(session.has_room());
+        drop(session.borrow(7));
+        let rest: Vec<u16> = std::iter::from_fn(|| session.take()).collect();
+        let expected: Vec<u16> = (2..=MAX_LOANS as u16).chain([7]).collect();
+        assert!(rest == expected && session.out == 0);
+    }
+
+    #[test]
+    fn what_is_not_returned_when_the_session_ends_never_is() {
+        let mut session = borrower(&Arc::new(Passes::default()));
+        let holds = [1, 2, 3].map(|tag| session.borrow(tag));
+        let [first, second, third] = holds;
+        drop((first, second));
+        assert_eq!(session.take(), Some(1));
+        session.close();
+        drop(third);
+        assert_eq!((session.is_due(), session.take()), (false, None));
     }
 }

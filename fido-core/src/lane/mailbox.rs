@@ -77,6 +77,7 @@ impl Mailbox {
     }
 
     /// Whether there are news; one load.
+    #[inline]
     pub(super) fn has_news(&self) -> bool {
         // SYNC: pairs with the release store in `put`.
         self.has_news.load(Ordering::Acquire)

@@ -35,7 +35,7 @@ use crate::message::{self, Head, KIND_RESERVED};
 use crate::payload::{MAX_SEGMENTS, Payload};
 use crate::wait::{PeerView, Source, WakeId};
 use crate::window::AddressError;
-use loan::{Estate, Returns};
+use loan::{Borrower, Estate};
 pub use loan::{MAX_LOANS, PassFence, UnknownLoan};
 pub use mailbox::{Mailbox, News};
 pub use receive::{Refusal, RefusalError};
@@ -109,18 +109,20 @@ pub struct Lane {
     wants_heap: Option<u64>,
     /// The protocol above takes no messages for the time being.
     held_back: bool,
-    tags: Vec<u16>,
     counts: Counts,
 }
 
-/// Counts not yet added to the domain's counters: a batch costs one atomic addition.
+/// Counts not yet added to the domain's counters, beside [`Session::uncounted`].
 #[derive(Debug, Default)]
 struct Counts {
-    sent: u64,
-    received: u64,
     given: u64,
     returned: u64,
+    suppressed: u64,
 }
+
+/// While messages are sent, a flush adds to the domain's counters only when there are as many of them, or flushes, as
+/// this: before each addition the processor makes all its stores visible and waits for that.
+const COUNTED_AT_ONCE: u64 = 64;
 
 impl Lane {
     /// A lane that waits for its peer.
@@ -136,7 +138,6 @@ impl Lane {
             eased: false,
             wants_heap: None,
             held_back: false,
-            tags: Vec::new(),
             counts: Counts::default(),
         }
     }
@@ -157,6 +158,7 @@ impl Lane {
     }
 
     /// Whether there is a peer to send to.
+    #[inline]
     pub fn is_up(&self) -> bool {
         self.session.as_ref().is_some_and(|session| session.is_up)
     }
@@ -185,16 +187,34 @@ impl Lane {
     }
 
     /// Publishes the returns of loans and rings the peer if it sleeps. Call it after a batch and before waiting.
+    #[inline]
     pub fn flush(&mut self) {
         self.follow_news();
-        self.collect();
-        self.send_returns();
-        self.ring_peer();
-        self.add_counts();
+        if let Some(session) = &self.session {
+            // Who has lent nothing waits for no return.
+            if session.loans.len() > 0 {
+                self.collect();
+            }
+            self.send_returns();
+        }
+        let has_published = self.ring_peer();
+        let (sent, received) = self.session.as_ref().map_or((0, 0), Session::uncounted);
+        let put_off = u64::from(sent) + u64::from(received) + self.counts.suppressed;
+        if !has_published && put_off + self.counts.returned > 0 || put_off >= COUNTED_AT_ONCE {
+            self.add_counts();
+        }
     }
 
+    #[inline]
     fn send_returns(&mut self) {
-        let Some(session) = self.session.as_mut().filter(|session| session.is_up) else { return };
+        if self.session.as_ref().is_some_and(|session| session.is_up && session.returns.is_due()) {
+            self.send_due_returns();
+        }
+    }
+
+    #[inline(never)]
+    fn send_due_returns(&mut self) {
+        let Some(session) = self.session.as_mut() else { return };
         while session.returns.is_due() {
             if session.tx.room() == 0 {
                 if let Err(error) = session.refresh_room() {
@@ -206,42 +226,60 @@ impl Lane {
                     return;
                 }
             }
-            session.returns.take(message::MAX_RETURNS, &mut self.tags);
-            session.tx.push(&message::encode_returns(&self.tags));
-            session.sent = true;
-            self.tags.clear();
+            let tags = std::iter::from_fn(|| session.returns.take());
+            session.tx.push(&message::encode_returns(tags));
+            session.sent_own();
         }
     }
 
-    fn ring_peer(&mut self) {
-        let Some(session) = self.session.as_mut() else { return };
-        if !(session.sent || session.credited) {
-            return;
-        }
-        let stats = self.setup.memory.stats();
+    /// Rings the peer if something was published and it sleeps. Whether something was published.
+    #[inline]
+    fn ring_peer(&mut self) -> bool {
+        let Some(session) = self.session.as_mut().filter(|session| session.has_published()) else { return false };
         if session.must_ring() {
-            session.stamp_ring();
-            session.ringer.ring();
-            stats.bells_rung.add(1);
-            stats.syscalls.add(1);
+            self.wake_peer();
         } else {
-            stats.bells_suppressed.add(1);
+            self.counts.suppressed += 1;
         }
+        true
     }
 
+    #[cold]
+    fn wake_peer(&mut self) {
+        let Some(session) = self.session.as_mut() else { return };
+        session.stamp_ring();
+        session.ringer.ring();
+        let stats = self.setup.memory.stats();
+        stats.bells_rung.add(1);
+        stats.syscalls.add(1);
+    }
+
+    #[inline(never)]
     fn add_counts(&mut self) {
         let counts = std::mem::take(&mut self.counts);
+        let (sent, received) = self.session.as_ref().map_or((0, 0), Session::uncounted);
+        self.session.as_mut().map(Session::has_counted);
         let stats = self.setup.memory.stats();
         for (counter, count) in [
-            (&stats.messages_sent, counts.sent),
-            (&stats.messages_received, counts.received),
+            (&stats.messages_sent, sent.into()),
+            (&stats.messages_received, received.into()),
             (&stats.loans_given, counts.given),
             (&stats.loans_returned, counts.returned),
+            (&stats.bells_suppressed, counts.suppressed),
         ] {
             if count > 0 {
                 counter.add(count);
             }
         }
+    }
+
+    /// Whether there is an open session and nothing to see to but its two rings.
+    #[inline]
+    fn is_at_ease(&self) -> bool {
+        self.session.as_ref().is_some_and(Session::is_open)
+            && self.changes.is_empty()
+            && !self.setup.mailbox.has_news()
+            && self.setup.transport == Transport::Pointer
     }
 
     /// Takes in what the control thread has to tell, and notices when a session is set up on both sides.
@@ -282,18 +320,18 @@ impl Lane {
     fn begin_session(&mut self, peer: DomainId, ringer: Box<dyn crate::bell::Ringer>) {
         self.end_session();
         let memory = &self.setup.memory;
-        let returns = Returns::new(peer, self.setup.fence.clone(), self.setup.mailbox.bell().clone());
+        let returns = || Borrower::new(peer, self.setup.fence.clone(), self.setup.mailbox.bell().clone());
         let Some(window) = memory.windows().get(peer) else {
             tracing::error!(lane = self.name(), %peer, "the manager announced a peer without its arena");
-            self.estate.add(returns);
+            self.estate.add(returns());
             return;
         };
-        match Session::begin(memory.arena(), &self.setup.place, &window, ringer, returns.clone()) {
+        match Session::begin(memory.arena(), &self.setup.place, &window, ringer, returns()) {
             Ok(session) => self.session = Some(session),
             Err(error) => {
                 tracing::error!(lane = self.name(), %peer, %error, "the peer's arena is refused");
                 memory.stats().refusals.add(1);
-                self.estate.add(returns);
+                self.estate.add(returns());
             }
         }
     }
@@ -307,6 +345,7 @@ impl Lane {
 
     /// Ends the session, if there is one: loans go into quarantine, what was received and not taken is dropped.
     fn end_session(&mut self) {
+        self.add_counts();
         let Some(mut session) = self.session.take() else { return };
         if session.is_up {
             self.changes.push_back(Change::Down(session.peer));
@@ -321,7 +360,7 @@ impl Lane {
         self.backlog.clear();
         self.wants_room = false;
         self.wants_heap = None;
-        self.estate.add(session.returns.clone());
+        self.estate.add(session.returns);
     }
 
     /// The peer has published what cannot be: it is buggy, and nothing more it says is believed. It is told so, lest it
@@ -362,7 +401,7 @@ impl Source for Lane {
             session.arm(self.wants_room);
         }
         self.setup.mailbox.bell().arm();
-        self.ring_peer();
+        let _ = self.ring_peer();
         self.add_counts();
     }
 
@@ -382,7 +421,10 @@ impl Source for Lane {
             return false;
         }
         let has_room = self.wants_room && session.has_room();
-        let can_take = session.rx.is_ready() && self.backlog.len() < self.setup.place.plan.slots as usize;
+        // Held back, a message is of interest only for the returns that it may have, or that may be behind it.
+        let wants_message = !self.held_back || session.loans.len() > 0;
+        let has_place = self.backlog.len() < self.setup.place.plan.slots as usize;
+        let can_take = wants_message && has_place && session.rx.is_ready();
         has_room || can_take || session.returns.is_due() && !self.wants_room
     }
 

@@ -3,7 +3,7 @@
 use crate::addr::Segment;
 use crate::assignment::Transport;
 use crate::heap::{ArenaBuf, HeapError};
-use crate::message::{self, Frame, Head, INLINE_SEGMENTS, KIND_RESERVED, KIND_RETURNS, LIST_ENTRY_BYTES};
+use crate::message::{self, Frame, Head, INLINE_SEGMENTS, KIND_RESERVED, KIND_RETURNS, LIST_ENTRY_BYTES, Opening};
 use crate::payload::{Hold, MAX_SEGMENTS, Payload};
 use crate::ring::Words;
 use crate::window::AddressError;
@@ -58,7 +58,29 @@ pub enum RefusalError {
 impl Lane {
     /// The next message of the peer, or a refusal of one, or nothing. Take all changes first: nothing is received
     /// while one is waiting.
+    #[inline]
     pub fn recv(&mut self) -> Option<Result<(Head, Payload), Refusal>> {
+        if self.backlog.is_empty()
+            && self.is_at_ease()
+            && let Some(session) = &mut self.session
+        {
+            let next = session.rx.arrived()?;
+            let opening = Opening::of(next.pair(0));
+            if opening.is_plain() {
+                let head = opening.head(next.pair(1), next.pair(2));
+                next.take();
+                if session.rx.owes_credit() {
+                    session.publish_credit();
+                }
+                return Some(Ok((head, Payload::new())));
+            }
+        }
+        self.recv_any()
+    }
+
+    /// As [`Lane::recv`], for messages of all kinds and in all states of the lane.
+    #[inline(never)]
+    fn recv_any(&mut self) -> Option<Result<(Head, Payload), Refusal>> {
         self.follow_news();
         if !self.changes.is_empty() {
             return None;
@@ -101,14 +123,15 @@ impl Lane {
     fn pop(&mut self) -> Option<Result<(Head, Payload), Refusal>> {
         loop {
             let session = self.session.as_mut().filter(|session| session.is_up)?;
-            let words = session.rx.pop()?;
+            let next = session.rx.arrived()?;
+            let frame = Frame::of_pairs(|at| next.pair(at), next.last());
+            next.take();
             if session.rx.owes_credit() {
                 session.publish_credit();
             }
-            let frame = Frame::decode(&words);
             self.eased |= frame.head.kind == KIND_RETURNS || frame.returned != 0;
             let returned = if frame.head.kind == KIND_RETURNS {
-                end_loans(session, &words, &mut self.counts.returned)
+                end_loans(session, &frame.encode(), &mut self.counts.returned)
             } else if frame.returned != 0 {
                 session.end_loan(frame.returned, &mut self.counts.returned)
             } else {
@@ -123,9 +146,9 @@ impl Lane {
                 return None;
             }
             if frame.head.kind != KIND_RETURNS {
-                self.counts.received += 1;
                 return Some(accept(&self.setup.memory, session, &frame));
             }
+            session.took_own();
         }
     }
 }
@@ -140,12 +163,15 @@ fn end_loans(session: &mut Session, words: &Words, ended: &mut u64) -> Result<()
 }
 
 /// Makes a payload of what a frame alleges.
-fn accept(memory: &Memory, session: &Session, frame: &Frame) -> Result<(Head, Payload), Refusal> {
+fn accept(memory: &Memory, session: &mut Session, frame: &Frame) -> Result<(Head, Payload), Refusal> {
     let kind = frame.head.kind;
     let payload = match frame.loan {
         0 if frame.count == 0 => Ok(Payload::new()),
         0 => Err(RefusalError::NoLoan),
-        loan => borrow(memory, session, frame, session.returns.borrow(loan)),
+        loan => {
+            let hold = session.returns.borrow(loan);
+            borrow(memory, session, frame, hold)
+        }
     };
     match payload {
         Ok(payload) if kind < KIND_RESERVED => Ok((frame.head, payload)),
@@ -167,9 +193,11 @@ fn borrow(memory: &Memory, session: &Session, frame: &Frame, hold: Hold) -> Resu
     let count = frame.count;
     let mut payload = Payload::new();
     if usize::from(count) <= INLINE_SEGMENTS {
-        for segment in frame.segments.iter().take(usize::from(count)) {
+        let mut hold = Some(hold);
+        for (index, segment) in frame.segments.iter().enumerate().take(usize::from(count)) {
             memory.check(*segment)?;
-            payload.push(*segment, Some(hold.clone()));
+            let is_last = index + 1 == usize::from(count);
+            payload.push(*segment, if is_last { hold.take() } else { hold.clone() });
         }
         return Ok(payload);
     }

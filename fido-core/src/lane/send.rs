@@ -4,7 +4,7 @@ use super::{Lane, SendError};
 use crate::assignment::Transport;
 use crate::heap::HeapError;
 use crate::memory::{CopyError, Memory};
-use crate::message::{self, Frame, Head, INLINE_SEGMENTS, KIND_RESERVED, LIST_ENTRY_BYTES, NO_SEGMENT};
+use crate::message::{self, Frame, Head, INLINE_SEGMENTS, KIND_RESERVED, LIST_ENTRY_BYTES, NO_SEGMENT, Opening};
 use crate::payload::{MAX_SEGMENTS, Payload};
 
 /// What stands against sending.
@@ -35,7 +35,34 @@ impl Lane {
     /// # Errors
     /// [`SendError`], with the payload where it can be sent later or elsewhere. While a change has not been taken the
     /// lane is down: whoever does not know yet that the peer is another one means the old one.
+    #[inline(always)]
     pub fn send(&mut self, head: Head, payload: Payload) -> Result<(), SendError> {
+        if payload.is_empty() && self.send_plain(head) {
+            return Ok(());
+        }
+        self.send_any(head, payload)
+    }
+
+    /// Publishes a message without payload, if nothing else is to be done. All of it stays in registers if this is part of
+    /// the caller, and only then.
+    #[inline(always)]
+    fn send_plain(&mut self, head: Head) -> bool {
+        if !self.is_at_ease() || head.kind >= KIND_RESERVED {
+            return false;
+        }
+        let Some(session) = self.session.as_mut().filter(|session| !session.returns.is_due()) else { return false };
+        let [args, more_args] = head.pairs();
+        let opening = Opening::plain(head.kind, head.flags).bits();
+        let is_sent = session.tx.publish([opening, args, more_args], 0);
+        if is_sent && self.wants_room {
+            self.wants_room = false;
+        }
+        is_sent
+    }
+
+    /// Publishes any message, or says what stands against it.
+    #[inline(never)]
+    fn send_any(&mut self, head: Head, payload: Payload) -> Result<(), SendError> {
         if let Some(obstacle) = self.obstacle(head.kind, payload.parts().len()) {
             return Err(obstacle.met_by(head.kind, payload));
         }
@@ -90,16 +117,20 @@ impl Lane {
     /// Puts a frame into the ring, for which there is a session with room, with a return if one is due.
     fn publish(&mut self, mut frame: Frame) {
         let Some(session) = self.session.as_mut() else { return };
-        session.returns.take(1, &mut self.tags);
-        frame.returned = self.tags.pop().unwrap_or(0);
-        session.tx.push(&frame.encode());
+        frame.returned = session.returns.take().unwrap_or(0);
+        let ([opening, a, b, c, d, e, f], last) = frame.pairs();
+        // Segments that are not there need not be written; lists take the place of the first one.
+        match frame.count {
+            0 => session.tx.publish([opening, a, b], 0),
+            2 | 3 => session.tx.publish([opening, a, b, c, d, e, f], last),
+            _ => session.tx.publish([opening, a, b, c, d], 0),
+        };
         self.wants_room = false;
-        self.counts.sent += 1;
         if self.setup.transport == Transport::Pointer {
-            session.sent = true;
             return;
         }
         // The copying transport notifies for each message, here and now.
+        session.has_rung();
         session.ringer.ring();
         let stats = self.setup.memory.stats();
         stats.bells_rung.add(1);

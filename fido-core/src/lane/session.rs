@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::loan::{LoanTable, Returns, UnknownLoan};
+use super::loan::{Borrower, LoanTable, UnknownLoan};
 use crate::addr::DomainId;
 use crate::arena::{ArenaError, LanePlace, OwnArena, Peer, presence_of};
 use crate::bell::Ringer;
@@ -23,20 +23,30 @@ pub(super) struct Session {
     sleeper: Sleeper,
     waker: Waker,
     pub(super) ringer: Box<dyn Ringer>,
-    pub(super) returns: Arc<Returns>,
+    pub(super) returns: Borrower,
     pub(super) loans: LoanTable,
     /// Both sides are set up.
     pub(super) is_up: bool,
-    /// Messages were published since the last look at the peer's armed word.
-    pub(super) sent: bool,
+    /// Position of the ring's end at the last look at the peer's armed word.
+    looked: u32,
     /// Credit was published since then.
-    pub(super) credited: bool,
+    credited: bool,
+    /// Positions of both rings up to which their messages are in the domain's counters, or are the lane's own, which do
+    /// not count. (Positions tell everything that would else have to be noted for every message.)
+    counted: Positions,
     /// What the peer publishes when it is set up for this incarnation.
     me: u32,
     own: Half,
     theirs: Half,
     /// The thread line that the own advice names, counted from 1.
     seat: u32,
+}
+
+/// Positions of both rings.
+#[derive(Debug, Default, Clone, Copy)]
+struct Positions {
+    sent: u32,
+    received: u32,
 }
 
 /// One side's control lines, kept mapped.
@@ -60,6 +70,7 @@ impl Half {
         Some(window.at(place.ring, bytes)?.as_ptr().cast())
     }
 
+    #[inline]
     fn control(&self) -> &Control {
         // SAFETY: mapped, aligned atomics; both sides may access them at any time. Of a peer's only words are loaded.
         unsafe { &*self.control }
@@ -73,7 +84,7 @@ impl Session {
         place: &LanePlace,
         window: &Arc<Window>,
         ringer: Box<dyn Ringer>,
-        returns: Arc<Returns>,
+        returns: Borrower,
     ) -> Result<Self, ArenaError> {
         let (link, lane) = (place.plan.link, place.plan.lane);
         let outside = |what| ArenaError::Lane { link, lane, what };
@@ -106,8 +117,9 @@ impl Session {
             returns,
             loans: LoanTable::default(),
             is_up: false,
-            sent: false,
+            looked: 0,
             credited: false,
+            counted: Positions::default(),
             me: session_word(arena.id()),
             own,
             theirs,
@@ -121,6 +133,7 @@ impl Session {
     }
 
     /// Tells the peer how much has been consumed, if it does not know.
+    #[inline]
     pub(super) fn publish_credit(&mut self) {
         self.credited |= self.rx.publish_credit(&self.own.control().credit);
     }
@@ -135,10 +148,49 @@ impl Session {
         self.sleeper.disarm(&self.own.control().armed);
     }
 
+    /// Whether something was published since the peer's armed word was looked at.
+    #[inline]
+    pub(super) fn has_published(&self) -> bool {
+        self.has_sent() || self.credited
+    }
+
+    #[inline]
+    fn has_sent(&self) -> bool {
+        self.tx.sent() != self.looked
+    }
+
+    /// Notes that the peer has just been rung.
+    pub(super) fn has_rung(&mut self) {
+        (self.looked, self.credited) = (self.tx.sent(), false);
+    }
+
+    /// Notes that the message just published is the lane's own.
+    pub(super) fn sent_own(&mut self) {
+        self.counted.sent = self.counted.sent.wrapping_add(1);
+    }
+
+    /// Notes that the message just taken is the lane's own.
+    pub(super) fn took_own(&mut self) {
+        self.counted.received = self.counted.received.wrapping_add(1);
+    }
+
+    /// Messages sent and received that are not in the domain's counters yet.
+    #[inline]
+    pub(super) fn uncounted(&self) -> (u32, u32) {
+        let Positions { sent, received } = self.counted;
+        (self.tx.sent().wrapping_sub(sent), self.rx.taken().wrapping_sub(received))
+    }
+
+    /// Notes that all of them are.
+    pub(super) fn has_counted(&mut self) {
+        self.counted = Positions { sent: self.tx.sent(), received: self.rx.taken() };
+    }
+
     /// Whether the peer sleeps and has to be rung for what was published since the last time this was asked.
+    #[inline]
     pub(super) fn must_ring(&mut self) -> bool {
-        let only_credit = !self.sent;
-        (self.sent, self.credited) = (false, false);
+        let only_credit = !self.has_sent();
+        self.has_rung();
         self.waker.must_ring(&self.theirs.control().armed, only_credit)
     }
 
@@ -183,6 +235,12 @@ impl Session {
     pub(super) fn renounce(&self) {
         self.own.control().session.publish(0);
         self.ringer.ring();
+    }
+
+    /// Whether messages can pass: both sides are set up, and the peer still is.
+    #[inline]
+    pub(super) fn is_open(&self) -> bool {
+        self.is_up && self.peer_is_set_up()
     }
 
     /// Whether the peer has set its half up for this incarnation of ours.

@@ -46,6 +46,7 @@ pub struct Waker {
 
 impl Waker {
     /// Whether the peer has to be rung for what has just been published: messages, or only credit. Fences first.
+    #[inline]
     pub fn must_ring(&mut self, peer: &Line, only_credit: bool) -> bool {
         // SYNC: pairs with the fence in `wait::arm_and_look`: either what the sleeper has armed is seen below, or what was
         // published before this is seen by its last look.

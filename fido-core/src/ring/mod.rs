@@ -22,10 +22,10 @@ mod queue;
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 pub use doorbell::{Sleeper, Waker, is_asleep};
-pub use queue::{Consumer, Producer, WildCredit};
+pub use queue::{Arrived, Consumer, Producer, WildCredit, join, split};
 
 /// 64-bit words of a slot before the one that has the stamp. (The model needs no more to be right about stamps.)
-const PAIRS: usize = if cfg!(loom) { 1 } else { 7 };
+pub const PAIRS: usize = if cfg!(loom) { 1 } else { 7 };
 
 /// 32-bit words of a message.
 pub const MESSAGE_WORDS: usize = 2 * PAIRS + 1;
@@ -77,12 +77,14 @@ pub struct Line(AtomicU32);
 
 impl Line {
     /// Publishes a value; what was written before it is visible to who reads it.
+    #[inline]
     pub fn publish(&self, value: u32) {
         // SYNC: pairs with the acquire load in `Line::read` on the other side.
         self.0.store(value, Ordering::Release);
     }
 
     /// Reads what the other side has published.
+    #[inline]
     pub fn read(&self) -> u32 {
         // SYNC: pairs with the release store in `Line::publish`.
         self.0.load(Ordering::Acquire)

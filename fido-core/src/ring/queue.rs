@@ -50,6 +50,12 @@ impl Producer {
         self.capacity - self.sent.wrapping_sub(self.credit)
     }
 
+    /// How many messages have been published, modulo 2^32.
+    #[inline]
+    pub fn sent(&self) -> u32 {
+        self.sent
+    }
+
     /// Reads the peer's credit again.
     ///
     /// # Errors
@@ -67,17 +73,28 @@ impl Producer {
     /// Publishes one message, if there is room.
     #[inline]
     pub fn push(&mut self, message: &Words) -> bool {
+        let pairs: [u64; PAIRS] = std::array::from_fn(|at| join(message[2 * at], message[2 * at + 1]));
+        self.publish(pairs, message[MESSAGE_WORDS - 1])
+    }
+
+    /// Publishes one message, if there is room: its first words by pairs (see [`join`]), and its last word. Words that
+    /// are not given stay what they were a lap ago; the receiver must know that they mean nothing.
+    ///
+    /// This is for messages that are put together in registers and need not go through memory: what is written there
+    /// first takes places in the store buffer, in which the stores to slots wait for their cache lines.
+    #[inline]
+    pub fn publish<const N: usize>(&mut self, pairs: [u64; N], last: u32) -> bool {
+        const { assert!(N <= PAIRS, "a slot has no more") }
         if self.room() == 0 {
             return false;
         }
         // SAFETY: masked to the capacity; the slots stay mapped (`new`).
         let slot = unsafe { &*self.slots.add((self.sent & (self.capacity - 1)) as usize) };
-        let (pairs, last) = message.split_at(2 * PAIRS);
-        for (pair, words) in slot.pairs.iter().zip(pairs.chunks_exact(2)) {
-            pair.store(join(words[0], words[1]), Ordering::Relaxed);
+        for (place, pair) in slot.pairs.iter().zip(pairs) {
+            place.store(pair.to_le(), Ordering::Relaxed);
         }
         // SYNC: pairs with the acquire load of the stamp in `Consumer::ready`.
-        slot.last.store(join(last[0], lap(self.sent, self.lap_shift)), Ordering::Release);
+        slot.last.store(join(last, lap(self.sent, self.lap_shift)).to_le(), Ordering::Release);
         self.sent = self.sent.wrapping_add(1);
         true
     }
@@ -113,36 +130,46 @@ impl Consumer {
         unsafe { self.slots.add((self.taken & (self.capacity - 1)) as usize) }
     }
 
-    /// The last word of the next message, if it is there.
+    /// The last word of the next message, which is to come in `slot`, if it is there.
     #[inline]
-    fn ready(&self) -> Option<u32> {
+    fn ready(&self, slot: *const Slot) -> Option<u32> {
         // SAFETY: a mapped slot of atomics; the reference to the peer's word lives for this load only.
-        let last = unsafe { &(*self.slot()).last };
+        let last = unsafe { &(*slot).last };
         // SYNC: pairs with the release store of the stamp in `Producer::push`.
-        let (word, stamp) = split(last.load(Ordering::Acquire));
+        let (word, stamp) = split(u64::from_le(last.load(Ordering::Acquire)));
         (stamp == lap(self.taken, self.lap_shift)).then_some(word)
+    }
+
+    /// How many messages have been taken, modulo 2^32.
+    #[inline]
+    pub fn taken(&self) -> u32 {
+        self.taken
     }
 
     /// Whether a message is there.
     #[inline]
     pub fn is_ready(&self) -> bool {
-        self.ready().is_some()
+        self.ready(self.slot()).is_some()
     }
 
     /// Takes the next message, if there is one. The words are copied out once.
     #[inline]
     pub fn pop(&mut self) -> Option<Words> {
-        let last = self.ready()?;
-        let slot = self.slot();
-        let mut message = [last; MESSAGE_WORDS];
+        let next = self.arrived()?;
+        let mut message = [next.last(); MESSAGE_WORDS];
         for (index, words) in message.chunks_exact_mut(2).enumerate() {
-            // SAFETY: a mapped slot of atomics; each reference lives for one load.
-            let pair = unsafe { &(*slot).pairs[index] };
-            let (low, high) = split(pair.load(Ordering::Relaxed));
+            let (low, high) = split(next.pair(index));
             words.copy_from_slice(&[low, high]);
         }
-        self.taken = self.taken.wrapping_add(1);
+        next.take();
         Some(message)
+    }
+
+    /// The next message, if there is one, still in its slot.
+    #[inline]
+    pub fn arrived(&mut self) -> Option<Arrived<'_>> {
+        let slot = self.slot();
+        Some(Arrived { slot, last: self.ready(slot)?, consumer: self })
     }
 
     /// Whether a quarter ring or more has been taken since the credit was last published.
@@ -164,16 +191,49 @@ impl Consumer {
     }
 }
 
-/// Two words as they lie in a slot.
-#[inline]
-fn join(low: u32, high: u32) -> u64 {
-    (u64::from(low) | u64::from(high) << 32).to_le()
+/// A message that has arrived and lies in its slot, where the peer could change it: what is read twice may differ. It
+/// stays the next one until it is taken.
+#[derive(Debug)]
+pub struct Arrived<'a> {
+    slot: *const Slot,
+    consumer: &'a mut Consumer,
+    last: u32,
 }
 
-/// The two words in a pair of a slot.
+impl Arrived<'_> {
+    /// The pair of words with that number, read now; to be taken apart by [`split`].
+    ///
+    /// # Panics
+    /// If there is no such pair.
+    #[inline]
+    pub fn pair(&self, index: usize) -> u64 {
+        // SAFETY: a mapped slot of atomics; the reference to the peer's word lives for this load only.
+        let pair = unsafe { &(*self.slot).pairs[index] };
+        u64::from_le(pair.load(Ordering::Relaxed))
+    }
+
+    /// The last word, which was read with the stamp.
+    #[inline]
+    pub fn last(&self) -> u32 {
+        self.last
+    }
+
+    /// Ends this message: its slot is the producer's again with the next credit.
+    #[inline]
+    pub fn take(self) {
+        self.consumer.taken = self.consumer.taken.wrapping_add(1);
+    }
+}
+
+/// A pair of words as it lies in a slot.
 #[inline]
-fn split(pair: u64) -> (u32, u32) {
-    let pair = u64::from_le(pair);
+pub const fn join(low: u32, high: u32) -> u64 {
+    low as u64 | (high as u64) << 32
+}
+
+/// The two words of a pair.
+#[inline]
+pub const fn split(pair: u64) -> (u32, u32) {
     (pair as u32, (pair >> 32) as u32)
 }
 

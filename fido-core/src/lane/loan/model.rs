@@ -23,33 +23,31 @@ impl PassFence for Passes {
     }
 }
 
-fn session() -> (Arc<Returns>, Arc<Passes>) {
+fn session() -> (Borrower, Arc<Passes>) {
     let peer = DomainId { slot: Slot::new(5).expect("below 4096"), generation: Generation::FIRST };
     let passes = Arc::new(Passes::default());
-    (Returns::new(peer, passes.clone(), Arc::new(Bell::new().expect("a bell"))), passes)
+    (Borrower::new(peer, passes.clone(), Arc::new(Bell::new().expect("a bell"))), passes)
 }
 
-fn is_rung(session: &Returns) -> bool {
-    rustix::io::read(&session.bell, &mut [0; 8]).is_ok()
+fn is_rung(session: &Borrower) -> bool {
+    rustix::io::read(&session.shared.bell, &mut [0; 8]).is_ok()
 }
 
 /// A hold is dropped on another thread while the lane's thread goes to sleep.
-fn sleep(look: fn(&Returns) -> bool, end: fn(&Returns, u16)) {
+fn sleep(look: fn(&Borrower) -> bool, end: fn(&Returns, u16)) {
     loom::model(move || {
-        let (session, _) = session();
-        session.state().live = 1;
-        let returns = session.clone();
+        let (mut session, _) = session();
+        (session.borrowed, session.out) = (1, 1);
+        let returns = session.shared.clone();
         let holder = thread::spawn(move || end(&returns, 9));
         let saw = look(&session);
         holder.join().expect("the holder ends");
         assert!(saw || is_rung(&session), "lost wake-up");
-        let mut tags = Vec::new();
-        session.take(1, &mut tags);
-        assert_eq!(tags, [9]);
+        assert_eq!(session.take(), Some(9));
     });
 }
 
-fn say_so_and_look(session: &Returns) -> bool {
+fn say_so_and_look(session: &Borrower) -> bool {
     session.set_sleeping(true);
     session.is_due()
 }
@@ -62,7 +60,7 @@ fn a_return_wakes_a_sleeping_lane() {
 #[test]
 #[should_panic(expected = "lost wake-up")]
 fn mutation_due_is_looked_at_before_sleeping_is_set() {
-    let look = |session: &Returns| {
+    let look = |session: &Borrower| {
         let due = session.is_due();
         session.set_sleeping(true);
         due
@@ -75,7 +73,7 @@ fn mutation_due_is_looked_at_before_sleeping_is_set() {
 fn mutation_sleeping_is_looked_at_before_the_tag_is_noted() {
     let end = |session: &Returns, tag| {
         let ring = std::mem::take(&mut session.state().sleeping);
-        session.state().tags.push_back(tag);
+        session.state().tags.push(tag);
         session.due.store(true, Ordering::Relaxed);
         if ring {
             session.bell.ring();
@@ -87,39 +85,39 @@ fn mutation_sleeping_is_looked_at_before_the_tag_is_noted() {
 /// One tag is there already; another hold is dropped while the lane's thread returns what there is.
 fn return_both(take: fn(&Returns, &mut Vec<u16>)) {
     loom::model(move || {
-        let (session, _) = session();
+        let (mut session, _) = session();
         let hold = session.borrow(2);
         drop(session.borrow(1));
         let holder = thread::spawn(move || drop(hold));
         let mut tags = Vec::new();
-        take(&session, &mut tags);
+        take(&session.shared, &mut tags);
         holder.join().expect("the holder ends");
-        session.take(2, &mut tags);
+        tags.extend(std::iter::from_fn(|| session.take()));
         assert_eq!((tags, session.is_due()), (vec![1, 2], false), "the tags that were returned");
     });
 }
 
 #[test]
 fn every_tag_is_returned_once() {
-    return_both(|session, tags| session.take(2, tags));
+    return_both(Returns::take);
 }
 
 #[test]
 #[should_panic(expected = "the tags that were returned")]
 fn mutation_due_is_taken_back_without_the_lock() {
     return_both(|session, tags| {
-        tags.extend(session.state().tags.drain(..));
+        tags.append(&mut session.state().tags);
         session.due.store(false, Ordering::Relaxed);
     });
 }
 
 /// Two holds are dropped, on two threads, while the lane's thread learns that their lender is dead.
-fn pass(peer_died: fn(&Returns)) {
+fn pass(peer_died: fn(&mut Borrower)) {
     loom::model(move || {
-        let (session, passes) = session();
+        let (mut session, passes) = session();
         let holds = [session.borrow(1), session.borrow(2)];
         let holders = holds.map(|hold| thread::spawn(move || drop(hold)));
-        peer_died(&session);
+        peer_died(&mut session);
         holders.into_iter().for_each(|holder| holder.join().expect("the holder ends"));
         assert_eq!(passes.0.load(Ordering::SeqCst), 1, "how often the fence was passed");
         assert!(!session.is_due(), "nobody is there to return anything to");
@@ -128,7 +126,7 @@ fn pass(peer_died: fn(&Returns)) {
 
 #[test]
 fn the_fence_is_passed_once() {
-    pass(Returns::peer_died);
+    pass(Borrower::peer_died);
 }
 
 #[test]
@@ -136,10 +134,11 @@ fn the_fence_is_passed_once() {
 fn mutation_dying_is_noted_after_the_holds_were_counted() {
     pass(|session| {
         session.close();
-        let passed = session.state().live == 0;
-        session.state().dying = true;
+        let shared = &session.shared;
+        let passed = shared.state().ended == session.borrowed;
+        shared.state().dying = Some(session.borrowed);
         if passed {
-            session.fence.passed(session.peer);
+            shared.fence.passed(shared.peer);
         }
     });
 }
@@ -149,10 +148,11 @@ fn mutation_dying_is_noted_after_the_holds_were_counted() {
 fn mutation_the_lock_is_let_go_between_dying_and_counting() {
     pass(|session| {
         session.close();
-        session.state().dying = true;
-        let passed = session.state().live == 0;
+        let shared = &session.shared;
+        shared.state().dying = Some(session.borrowed);
+        let passed = shared.state().ended == session.borrowed;
         if passed {
-            session.fence.passed(session.peer);
+            shared.fence.passed(shared.peer);
         }
     });
 }

@@ -8,7 +8,7 @@
 
 use super::*;
 use crate::addr::{Generation, Slot};
-use crate::lane::loan::Returns;
+use crate::lane::loan::Borrower;
 use crate::sync::Ordering;
 use loom::thread;
 use std::sync::atomic::AtomicUsize;
@@ -77,7 +77,7 @@ fn mutation_no_news_is_noted_without_the_lock() {
 fn dropped_while_the_peer_dies(abandon: fn(&Mailbox, Estate)) {
     loom::model(move || {
         let (mailbox, passes) = (mailbox(), Arc::new(Passes::default()));
-        let returns = Returns::new(peer(1), passes.clone(), mailbox.bell().clone());
+        let mut returns = Borrower::new(peer(1), passes.clone(), mailbox.bell().clone());
         let hold = returns.borrow(1);
         let holder = thread::spawn(move || drop(hold));
         let control = mailbox.clone();

@@ -125,7 +125,8 @@ impl Channel for Lane<'_> {
     #[inline]
     fn send(&mut self, message: &Words) -> Result<(), Failure> {
         let head = Head { kind: 1, flags: 0, args: [message[0], message[1], message[2], message[3]] };
-        send(self.lane, head, self.payload.clone())
+        let payload = if self.payload.is_empty() { Payload::new() } else { self.payload.clone() };
+        send(self.lane, head, payload)
     }
 
     #[inline]
@@ -145,6 +146,15 @@ impl Channel for Lane<'_> {
 /// Sends over a lane, when there is room.
 #[inline]
 pub fn send(lane: &mut lane::Lane, head: Head, payload: Payload) -> Result<(), Failure> {
+    match lane.send(head, payload) {
+        Ok(()) => Ok(()),
+        Err(error) => send_when_room(lane, head, error),
+    }
+}
+
+#[cold]
+fn send_when_room(lane: &mut lane::Lane, head: Head, error: SendError) -> Result<(), Failure> {
+    let SendError::Full(payload) = error else { return Err(error.into()) };
     let mut next = Some(payload);
     spin("room", || match lane.send(head, next.take()?) {
         Ok(()) => Some(Ok(())),
