@@ -37,23 +37,24 @@ impl Lane {
     /// lane is down: whoever does not know yet that the peer is another one means the old one.
     #[inline(always)]
     pub fn send(&mut self, head: Head, payload: Payload) -> Result<(), SendError> {
-        if payload.is_empty() && self.send_plain(head) {
+        // From here on the head is three numbers. As a whole it would be copied through memory, where a wide load of what
+        // narrow stores have written waits for them, and they for the slots of all messages before.
+        let (opening, args) = (Opening::plain(head.kind, head.flags), head.pairs());
+        if payload.is_empty() && self.send_plain(opening, args) {
             return Ok(());
         }
-        self.send_any(head, payload)
+        self.send_any(opening, args[0], args[1], payload)
     }
 
     /// Publishes a message without payload, if nothing else is to be done. All of it stays in registers if this is part of
     /// the caller, and only then.
     #[inline(always)]
-    fn send_plain(&mut self, head: Head) -> bool {
-        if !self.is_at_ease() || head.kind >= KIND_RESERVED {
+    fn send_plain(&mut self, opening: Opening, [args, more_args]: [u64; 2]) -> bool {
+        if !self.is_at_ease() || !opening.is_plain() {
             return false;
         }
         let Some(session) = self.session.as_mut().filter(|session| !session.returns.is_due()) else { return false };
-        let [args, more_args] = head.pairs();
-        let opening = Opening::plain(head.kind, head.flags).bits();
-        let is_sent = session.tx.publish([opening, args, more_args], 0);
+        let is_sent = session.tx.publish([opening.bits(), args, more_args], 0);
         if is_sent && self.wants_room {
             self.wants_room = false;
         }
@@ -62,7 +63,8 @@ impl Lane {
 
     /// Publishes any message, or says what stands against it.
     #[inline(never)]
-    fn send_any(&mut self, head: Head, payload: Payload) -> Result<(), SendError> {
+    fn send_any(&mut self, opening: Opening, args: u64, more_args: u64, payload: Payload) -> Result<(), SendError> {
+        let head = opening.head(args, more_args);
         if let Some(obstacle) = self.obstacle(head.kind, payload.parts().len()) {
             return Err(obstacle.met_by(head.kind, payload));
         }

@@ -126,8 +126,13 @@ impl Consumer {
 
     #[inline]
     fn slot(&self) -> *const Slot {
+        self.slot_at(self.taken)
+    }
+
+    #[inline]
+    fn slot_at(&self, position: u32) -> *const Slot {
         // SAFETY: masked to the capacity, within the array (`new`).
-        unsafe { self.slots.add((self.taken & (self.capacity - 1)) as usize) }
+        unsafe { self.slots.add((position & (self.capacity - 1)) as usize) }
     }
 
     /// The last word of the next message, which is to come in `slot`, if it is there.
@@ -169,6 +174,7 @@ impl Consumer {
     #[inline]
     pub fn arrived(&mut self) -> Option<Arrived<'_>> {
         let slot = self.slot();
+        fetch(self.slot_at(self.taken.wrapping_add(1)));
         Some(Arrived { slot, last: self.ready(slot)?, consumer: self })
     }
 
@@ -223,6 +229,21 @@ impl Arrived<'_> {
     pub fn take(self) {
         self.consumer.taken = self.consumer.taken.wrapping_add(1);
     }
+}
+
+/// Asks for a slot's cache line without waiting for it. Whoever waits for a message looks at its slot while the line is
+/// on its way, and so would ask for the next message only when that one is there: a batch of two would take a fifth
+/// longer.
+#[inline]
+fn fetch(slot: *const Slot) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a hint that accesses no memory, to an address in a slot anyhow.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(slot.cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = slot;
 }
 
 /// A pair of words as it lies in a slot.

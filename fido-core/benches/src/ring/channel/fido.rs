@@ -101,46 +101,70 @@ fn push_when_room(bare: &mut Bare, message: Words) -> Result<(), Failure> {
     })?
 }
 
-/// The first lane.
-pub struct Lane<'a> {
-    lane: &'a mut lane::Lane,
-    payload: Payload,
-}
+/// The first lane, with messages without payload.
+pub struct Lane<'a>(&'a mut lane::Lane);
 
 impl<'a> Lane<'a> {
-    /// Sends empty payloads.
     pub fn new(end: &'a mut End) -> Result<Self, Failure> {
-        Ok(Self { lane: end.lanes.first_mut().ok_or("no lane")?, payload: Payload::new() })
-    }
-
-    /// The leading side lends a buffer with each message.
-    pub fn lending(end: &'a mut End) -> Result<Self, Failure> {
-        let lends = end.side == Side::Lead;
-        let payload = if lends { end.memory.alloc(LOAN_BYTES)?.into_payload() } else { Payload::new() };
-        Ok(Self { lane: end.lanes.first_mut().ok_or("no lane")?, payload })
+        Ok(Self(end.lanes.first_mut().ok_or("no lane")?))
     }
 }
 
 impl Channel for Lane<'_> {
     #[inline]
     fn send(&mut self, message: &Words) -> Result<(), Failure> {
-        let head = Head { kind: 1, flags: 0, args: [message[0], message[1], message[2], message[3]] };
-        let payload = if self.payload.is_empty() { Payload::new() } else { self.payload.clone() };
-        send(self.lane, head, payload)
+        send(self.0, head(message), Payload::new())
     }
 
     #[inline]
     fn flush(&mut self) -> Result<(), Failure> {
-        self.lane.flush();
+        self.0.flush();
         Ok(())
     }
 
     #[inline]
     fn receive(&mut self, message: &mut Words) -> Result<(), Failure> {
-        let (head, _payload) = receive(self.lane)?;
+        let (head, _payload) = receive(self.0)?;
         message[..4].copy_from_slice(&head.args);
         Ok(())
     }
+}
+
+/// The first lane; what the leading side sends lends the same buffer again and again.
+pub struct Lending<'a> {
+    lane: Lane<'a>,
+    payload: Payload,
+}
+
+impl<'a> Lending<'a> {
+    pub fn new(end: &'a mut End) -> Result<Self, Failure> {
+        let lends = end.side == Side::Lead;
+        let payload = if lends { end.memory.alloc(LOAN_BYTES)?.into_payload() } else { Payload::new() };
+        Ok(Self { lane: Lane::new(end)?, payload })
+    }
+}
+
+impl Channel for Lending<'_> {
+    #[inline]
+    fn send(&mut self, message: &Words) -> Result<(), Failure> {
+        send(self.lane.0, head(message), self.payload.clone())
+    }
+
+    #[inline]
+    fn flush(&mut self) -> Result<(), Failure> {
+        self.lane.flush()
+    }
+
+    #[inline]
+    fn receive(&mut self, message: &mut Words) -> Result<(), Failure> {
+        self.lane.receive(message)
+    }
+}
+
+/// The start of a message as a lane has place for it.
+#[inline]
+fn head(message: &Words) -> Head {
+    Head { kind: 1, flags: 0, args: [message[0], message[1], message[2], message[3]] }
 }
 
 /// Sends over a lane, when there is room.
@@ -148,7 +172,8 @@ impl Channel for Lane<'_> {
 pub fn send(lane: &mut lane::Lane, head: Head, payload: Payload) -> Result<(), Failure> {
     match lane.send(head, payload) {
         Ok(()) => Ok(()),
-        Err(error) => send_when_room(lane, head, error),
+        // The slow way gets a head of its own, as in the ring.
+        Err(error) => send_when_room(lane, Head { kind: head.kind, flags: head.flags, args: head.args }, error),
     }
 }
 

@@ -166,7 +166,7 @@ pub fn with<D: Duty>(via: Via, end: &mut End, duty: D) -> Result<(), Failure> {
         Via::Floor(wait) => waiting!(wait, fido::Floor),
         Via::Ring(wait) => waiting!(wait, fido::Ring),
         Via::Lane => duty.perform(&mut fido::Lane::new(end)?),
-        Via::Loan => duty.perform(&mut fido::Lane::lending(end)?),
+        Via::Loan => duty.perform(&mut fido::Lending::new(end)?),
         Via::Flagged(wait) => waiting!(wait, foreign::Flagged),
         Via::Indexed => duty.perform(&mut foreign::Indexed::new(end)),
         Via::Socket => duty.perform(&mut kernel::Socket::new(end)),
