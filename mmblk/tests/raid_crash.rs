@@ -255,9 +255,11 @@ impl Run {
         let power_lost = self.random.chance(60);
         self.disks.iter().for_each(|disk| disk.crash(power_lost));
         self.flying.clear();
-        self.breaks = 0;
+        // One that had failed without anybody having noticed is the one that is lost.
+        let unnoticed = std::mem::take(&mut self.breaks) > status.kicked;
         self.disks.retain(|disk| !disk.is_broken());
-        let mut queue = self.next_assembly(seen, &status.roles, power_lost)?;
+        let mut queue =
+            self.next_assembly(seen, !unnoticed && status.roles.iter().all(|role| *role == Role::Active), power_lost)?;
         trace(|| format!("power lost: {power_lost}; assembled: {:?}", queue.status()));
         let found = self.read_all(&mut queue)?;
         let degraded = queue.status().roles.iter().any(|role| *role != Role::Active);
@@ -280,12 +282,12 @@ impl Run {
     }
 
     /// Assembles what is left; the power may fail again meanwhile. Often a disk has gone at the same moment.
-    fn next_assembly(&mut self, seen: &mut Seen, roles: &[Role], power_lost: bool) -> Result<RaidQueue, String> {
+    fn next_assembly(&mut self, seen: &mut Seen, whole: bool, power_lost: bool) -> Result<RaidQueue, String> {
         let mut lost = false;
         for _ in 0..20 {
             let interrupt = self.random.chance(25);
             self.power.set(if interrupt { 1 + self.random.below(120) } else { u64::MAX });
-            if !lost && roles.iter().all(|role| *role == Role::Active) && self.random.chance(60) {
+            if !lost && whole && self.random.chance(60) {
                 let at = self.random.below(self.disks.len() as u64) as usize;
                 // A disk that has never become a member is no loss.
                 self.disks.remove(at);
