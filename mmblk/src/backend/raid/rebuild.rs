@@ -29,6 +29,8 @@ enum Stage {
     Flush(u64, usize),
     /// The progress is being written down.
     Save,
+    /// That the member is a whole one is being written down; it counts as one only then.
+    Finish,
 }
 
 /// A rebuild under way.
@@ -166,6 +168,12 @@ impl RaidQueue {
             && matches!(rebuild.stage, Stage::Announce | Stage::Save)
         {
             rebuild.stage = Stage::Copy;
+        } else if let Some(rebuild) = self.rebuild.take_if(|rebuild| rebuild.stage == Stage::Finish) {
+            tracing::info!(member = rebuild.member, "rebuilt");
+            self.status.rebuilds += 1;
+            if let Some(place) = self.members.all.get_mut(rebuild.member) {
+                place.role = Role::Active;
+            }
         }
     }
 
@@ -252,11 +260,11 @@ impl RaidQueue {
         self.membership.superblock.rebuilt = base;
         self.membership.dirty = true;
         if base == stripes {
-            tracing::info!(member, "rebuilt");
-            self.rebuild = None;
-            self.status.rebuilds += 1;
+            rebuild.stage = Stage::Finish;
             self.membership.superblock.rebuilt = 0;
-            self.set_role(member, Role::Active);
+            if let Some(role) = self.membership.superblock.roles.get_mut(member) {
+                *role = Role::Active;
+            }
         }
     }
 }
