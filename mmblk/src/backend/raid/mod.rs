@@ -12,6 +12,7 @@
 //! | `stripe`, `plan`, `protect`, `log` | a write to a stripe: what to read, parity, the log before it |
 //! | `membership` | failures and superblocks |
 //! | `rebuild`, `scrub` | in the background |
+//! | `measure` | how fast it is, against its members |
 //!
 //! Payload is passed on by address: data of a write goes to its member, and to the log, as the segments it came as; data
 //! of a read is the members' loans. What is computed (parity, the content of a missing member) is in buffers of the own
@@ -25,6 +26,7 @@ pub mod create;
 pub mod layout;
 mod locks;
 pub mod log;
+pub mod measure;
 mod members;
 mod membership;
 mod plan;

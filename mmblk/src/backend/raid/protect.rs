@@ -63,6 +63,12 @@ impl RaidQueue {
     /// Sees to it that a crash in the middle of the writes of `op` leaves the stripe consistent.
     pub(super) fn protect(&mut self, id: u64, op: &mut Op) -> Next {
         op.stage = Stage::Protect;
+        if self.is_changing() {
+            // It may have been planned without somebody whom the superblocks still count on: a recovery would miss a part
+            // that does not exist, or do without one that does.
+            self.held.push(id);
+            return Next::Wait;
+        }
         let rests = matches!(&op.work, Work::Write(work) if !work.plan.reads.is_empty());
         if rests && self.log.is_soft(op.stripe) {
             // The parity was computed from what a loss of power may undo.
@@ -244,7 +250,10 @@ impl RaidQueue {
             None => {
                 self.log.end_flush(checkpoint.flush);
                 self.runnable.extend(std::mem::take(&mut self.flush_waiting));
-                self.write_tail();
+                // One that has not flushed may still be counted on: then the tail has to wait, see `step_checkpoint`.
+                if !self.is_changing() {
+                    self.write_tail();
+                }
             }
         }
     }
