@@ -72,7 +72,10 @@ impl<Q: BlockQueue> BlockQueue for Paced<Q> {
 
     fn poll(&mut self) -> Option<BlockCompletion> {
         let now = Instant::now();
-        self.ended.pop_front_if(|(at, _)| *at <= now).map(|(_, completion)| completion)
+        if self.ended.front()?.0 > now {
+            return None;
+        }
+        self.ended.pop_front().map(|(_, completion)| completion)
     }
 
     fn flush_submissions(&mut self) {}
