@@ -4,6 +4,7 @@
 //! program is once more ([`other_side`]). What it measured goes into the tables of a [`report`], with the [`machine`]
 //! that it was measured on.
 
+pub mod blk;
 pub mod machine;
 pub mod other_side;
 pub mod plot;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::thread::CpuSet;
 use serde::Serialize;
@@ -58,6 +59,12 @@ fn commit() -> Option<String> {
     let output = Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
+}
+
+/// Processor time that this process has used, in all its threads.
+pub fn process_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
 /// The cores that this process may use, in ascending order.

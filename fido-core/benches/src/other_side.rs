@@ -30,6 +30,8 @@ pub struct Program<'a>(pub &'a [&'a str]);
 pub enum Part {
     /// [`crate::ring`].
     Ring,
+    /// [`crate::blk`].
+    Blk,
 }
 
 /// The command line of the other side.
@@ -57,6 +59,7 @@ pub fn play(other_side: &OtherSide) -> Result<(), Failure> {
     let mut control = Control::new(unsafe { OwnedFd::from_raw_fd(other_side.socket) })?;
     match part {
         Part::Ring => crate::ring::follow(&mut control),
+        Part::Blk => crate::blk::follow(&mut control),
     }
 }
 

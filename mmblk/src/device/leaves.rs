@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `null` | its size | `block` (4096), `depth` (128) |
 //! | `memory` | its size | the same |
-//! | `file` | the path | the same; `create=SIZE`: of an image that is not there; `read-only=yes`; `direct=yes`: past the page cache where that can be; `lock-wait` (5s) |
+//! | `file` | the path | the same; `create=SIZE`: of an image that is not there; `read-only=yes`; `direct=yes`; `lock-wait` (5s) |
 
 use std::sync::Arc;
 

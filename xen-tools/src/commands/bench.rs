@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use fido_bench::other_side::{self, OtherSide, Program};
-use fido_bench::{ring, wait};
+use fido_bench::{blk, ring, wait};
 
 /// How a benchmark starts this program again as its other side.
 const OTHER_SIDE: Program<'_> = Program(&["bench", "other-side"]);
@@ -25,6 +25,9 @@ enum Benchmark {
     /// Ways to wait: spinning, sleeping and adaptive, in the situations in which they differ.
     #[command(after_help = super::EXIT_CODES)]
     Wait(wait::Options),
+    /// A block device in another domain: direct, copying and MMBlk, over null, memory and file devices.
+    #[command(after_help = super::EXIT_CODES)]
+    Blk(blk::Options),
     #[command(hide = true)]
     OtherSide(OtherSide),
     #[command(hide = true)]
@@ -36,6 +39,7 @@ impl Command {
         super::end(match self.benchmark {
             Benchmark::Ring(options) => ring::run(&options, &OTHER_SIDE),
             Benchmark::Wait(options) => wait::run(&options, &IDLE_DOMAIN),
+            Benchmark::Blk(options) => blk::run(&options, &OTHER_SIDE),
             Benchmark::OtherSide(other_side) => other_side::play(&other_side),
             Benchmark::IdleDomain => wait::idle::domain(),
         })

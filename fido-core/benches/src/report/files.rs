@@ -2,12 +2,37 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Report;
 use crate::Failure;
 
+/// Where a report is written to, beside the terminal.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Output {
+    /// Writes everything that was measured as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Writes the tables' cells as CSV, one a line.
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Draws each table as an SVG file in this folder.
+    #[arg(long, value_name = "FOLDER")]
+    pub plot: Option<PathBuf>,
+}
+
 impl Report {
+    /// Prints it, and writes what is asked for.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn publish(&self, output: &Output) -> Result<(), Failure> {
+        println!("{self}");
+        output.json.iter().try_for_each(|path| self.write_json(path))?;
+        output.csv.iter().try_for_each(|path| self.write_csv(path))?;
+        output.plot.iter().try_for_each(|folder| self.write_plots(folder).map(drop))
+    }
+
     /// Writes everything that was measured, as one JSON object.
     ///
     /// # Errors

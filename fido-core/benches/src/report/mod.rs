@@ -7,6 +7,7 @@
 mod files;
 mod text;
 
+pub use files::Output;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 

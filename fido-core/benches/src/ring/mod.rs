@@ -31,11 +31,14 @@ use crate::Failure;
 use crate::machine::{self, Machine};
 use crate::other_side::{Control, Part, Partner, Program};
 use crate::report::Report;
+use channel::{Via, Wait};
 use end::{End, Side};
+pub(crate) use end::{begin, domain};
+pub(crate) use spin::spin;
 use work::{Say, Work};
 
 /// What is to be measured, and where the results go.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Options {
     /// How often every subject gets its turn.
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -103,6 +106,26 @@ pub fn run(options: &Options, program: &Program<'_>) -> Result<(), Failure> {
         report.write_plots(folder)?;
     }
     Ok(())
+}
+
+/// The median round trip of a message on a bare ring between two processes, in nanoseconds: a unit for other benchmarks.
+///
+/// # Errors
+/// As for [`run`].
+pub(crate) fn round_trip(program: &Program<'_>, quick: bool) -> Result<f64, Failure> {
+    // Not on the caller's thread, which would stay on the core that this one is put on.
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let options = Options { rounds: 5, quick, ..Options::default() };
+            let cores = machine::two_cores()?.ok_or("two cores are needed, and this process may use only one")?;
+            let mut bench = Bench::start(program, cores, &options)?;
+            let work = Work::Exchange { via: Via::Ring(Wait::Busy), batch: 1, count: bench.count(20_000) };
+            let trips = bench.exchanges(&[work])?;
+            bench.finish()?;
+            Ok(trips.first().map_or(f64::NAN, |trips| trips.value_at_quantile(0.5) as f64))
+        });
+        thread.join().unwrap_or_else(|_| Err("the measuring thread panicked".into()))
+    })
 }
 
 /// The two sides at work, as the leading one has them.
