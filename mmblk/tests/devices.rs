@@ -50,7 +50,7 @@ fn an_image_that_grows_is_looked_at_through_layers() {
 #[test]
 fn what_cannot_be_opened_is_named() {
     for (text, part) in [
-        ("floppy:a", "null, memory, file, trace"),
+        ("floppy:a", "null, memory, file, nbd, trace"),
         ("null:1GB", "KiB"),
         ("null:1GiB,block=1000", "power of two"),
         ("null:1GiB,depth=5000", "4096"),
@@ -61,6 +61,10 @@ fn what_cannot_be_opened_is_named() {
         ("file:", "missing"),
         ("file:/nowhere/image", "/nowhere/image"),
         ("file:x,read-only=maybe", "yes or no"),
+        ("nbd:nowhere", "HOST:PORT"),
+        ("nbd://host:port/x", "port"),
+        ("nbd:unix:/nowhere/socket", "/nowhere/socket"),
+        ("nbd:unix:/nowhere/socket,exports=x", "exports"),
         ("delay(read=soon; null:1GiB)", "read=soon"),
         ("fault(null:1GiB)", "do"),
         ("fault(do=explode; null:1GiB)", "explode"),

@@ -4,8 +4,10 @@
 //! name, on as many queues as the link has lanes. By hand it serves a disk of its own:
 //!
 //! ```text
-//! mmblk-nbd (HOST:PORT | unix:PATH)… (file:PATH | memory:BYTES | null:BYTES) [queues=1] [block=512] [read-only]
+//! mmblk-nbd (HOST:PORT | unix:PATH)… DEVICE [queues=1] [read-only]
 //! ```
+//!
+//! where DEVICE is a description such as `file:/srv/disk.img,create=1GiB` (see [`mmblk::device`]).
 //!
 //! It says where it listens, and runs until it is told to end. When a disk's domain dies, clients see a pause; when it
 //! dies itself, they lose their connections, and the disks nothing. docs/nbd.md has a manifest and more.
@@ -20,14 +22,12 @@ use fido_core::domain::{Domain, Notice};
 use fido_core::memory::Memory;
 use fido_core::testing::private_memory;
 use fido_core::waiter::Waiter;
-use mmblk::backend::file::{FileDevice, FileOptions};
-use mmblk::backend::memory::MemoryDevice;
-use mmblk::backend::null::NullQueue;
+use mmblk::device;
 use mmblk::export::nbd::{Export, Limits, Server, Worker};
 use mmblk::link::device::LinkDevice;
 use mmblk::link::front::LinkQueue;
 use mmblk::nbd::place::Place;
-use mmblk::queue::{BlockQueue, Geometry};
+use mmblk::queue::BlockQueue;
 use tracing_subscriber::EnvFilter;
 
 /// How long a disk's domain may take to come up.
@@ -36,10 +36,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LULL: Duration = Duration::from_millis(500);
 /// How often the crew is looked at.
 const GLANCE: Duration = Duration::from_millis(200);
-/// The arena and the depth of a disk of its own.
+/// The arena of a process that is no domain.
 const ARENA: u64 = 512 << 20;
-const DEPTH: u32 = 128;
-const USAGE: &str = "usage: mmblk-nbd (HOST:PORT | unix:PATH)... (file:PATH | memory:BYTES | null:BYTES) [queues=1] [block=512] [read-only]";
+const USAGE: &str = "usage: mmblk-nbd (HOST:PORT | unix:PATH)... DEVICE [queues=1] [read-only]";
 
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
@@ -151,50 +150,25 @@ fn fail_with<J: crew::Job + 'static>(crew: &Crew<J>) -> Result<(), Box<dyn Error
 
 /// No domain: the disk is this process's own.
 fn by_hand(words: &[String]) -> Result<(), Box<dyn Error>> {
-    let is_disk = |word: &&String| ["file:", "memory:", "null:"].iter().any(|kind| word.starts_with(kind));
-    let at = words.iter().position(|word| is_disk(&word)).ok_or(USAGE)?;
-    let (listen, rest) = words.split_at(at);
+    let is_setting = |word: &&String| *word == "read-only" || word.starts_with("queues=");
+    let settings = words.iter().rev().take_while(is_setting).count();
+    let (words, settings) = words.split_at(words.len() - settings);
+    let [listen @ .., disk] = words else { return Err(USAGE.into()) };
     let places = listen.iter().map(|text| text.parse()).collect::<Result<Vec<Place>, _>>()?;
-    let [disk, settings @ ..] = rest else { return Err(USAGE.into()) };
-    let (mut count, mut block, mut read_only) = (1_usize, 512, false);
+    let (mut count, mut read_only) = (1_usize, false);
     for setting in settings {
         match setting.split_once('=') {
-            Some(("queues", value)) => count = value.parse()?,
-            Some(("block", value)) => block = value.parse()?,
-            None if setting == "read-only" => read_only = true,
-            _ => return Err(format!("`{setting}`\n{USAGE}").into()),
+            Some((_, value)) => count = value.parse()?,
+            None => read_only = true,
         }
     }
-    let (kind, what) = disk.split_once(':').ok_or(USAGE)?;
+    let device = device::open_text(disk)?;
     let export = Export { name: "disk".into(), description: disk.clone(), read_only };
-    let server = Server::bind(&places, vec![export], Limits::default())?;
+    let mut server = Server::bind(&places, vec![export], Limits::default())?;
     let memory = private_memory(ARENA);
-    let geometry =
-        || -> Result<Geometry, Box<dyn Error>> { Ok(Geometry { bytes: what.parse()?, block, depth: DEPTH }) };
-    match kind {
-        "file" => {
-            let device = FileDevice::open(&FileOptions { block, depth: DEPTH, ..FileOptions::new(what) })?;
-            serve(server, &memory, count, || Ok(device.queue(memory.clone())?))
-        }
-        "memory" => {
-            let device = MemoryDevice::new(geometry()?)?;
-            serve(server, &memory, count, || Ok(device.queue(memory.clone())?))
-        }
-        _ => serve(server, &memory, count, || Ok(NullQueue::new(geometry()?, memory.clone())?)),
-    }
-}
-
-/// Serves a disk of which `queue` makes queues, until the process is ended.
-fn serve<Q: BlockQueue + Send + 'static>(
-    mut server: Server,
-    memory: &Memory,
-    count: usize,
-    queue: impl Fn() -> Result<Q, Box<dyn Error>>,
-) -> Result<(), Box<dyn Error>> {
-    let queues = (0..count).map(|_| Ok(vec![queue()?])).collect::<Result<Vec<_>, Box<dyn Error>>>()?;
-    let workers = workers(&mut server, memory, queues)?;
-    let counted = memory.clone();
-    let waiter = move || Ok(Waiter::new(WaitStrategy::Adaptive)?.counting_in(&counted));
+    let queues = (0..count).map(|_| Ok(vec![device.queue(&memory)?])).collect::<Result<Vec<_>, Box<dyn Error>>>()?;
+    let workers = workers(&mut server, &memory, queues)?;
+    let waiter = move || Ok(Waiter::new(WaitStrategy::Adaptive)?.counting_in(&memory));
     let crew = Crew::start(crew::Limits { least: 1, most: count.clamp(1, MAX_CREW), lull: LULL }, waiter, workers)?;
     println!("listening at {}", listening(&server));
     loop {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::description::Description;
-use super::{Device, OpenError, layers, leaves};
+use super::{Device, OpenError, layers, leaves, remote};
 
 /// Opens a device as its description says, and what it is made of.
 type Open = fn(&Description) -> Result<Arc<dyn Device>, OpenError>;
@@ -12,6 +12,7 @@ const KINDS: &[(&str, Open)] = &[
     ("null", leaves::null),
     ("memory", leaves::memory),
     ("file", leaves::file),
+    ("nbd", remote::nbd),
     ("trace", layers::trace),
     ("delay", layers::delay),
     ("fault", layers::fault),

@@ -34,7 +34,7 @@ fn geometry(device: &Description) -> Result<Geometry, OpenError> {
 }
 
 /// It is not made of others.
-fn stands_alone(device: &Description) -> Result<(), OpenError> {
+pub(super) fn stands_alone(device: &Description) -> Result<(), OpenError> {
     match device.members.len() {
         0 => Ok(()),
         found => Err(OpenError::Members { kind: device.kind.clone(), needed: "nothing", found }),

@@ -17,6 +17,7 @@
 
 mod attempt;
 mod connect;
+pub mod fuzzing;
 mod queue;
 mod replies;
 mod table;

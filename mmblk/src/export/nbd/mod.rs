@@ -26,6 +26,7 @@
 mod client;
 mod device;
 mod door;
+pub mod fuzzing;
 mod haggle;
 mod listen;
 mod session;
