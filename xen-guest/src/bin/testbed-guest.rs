@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use fido_core::conformance;
 use fido_core::domain::Domain;
+use fido_core::platform::xen::LAYER;
 use fido_core::platform::xen::store::Store;
 use xen_guest::{chain, memory, pace};
 
@@ -36,6 +37,7 @@ fn hello() -> io::Result<()> {
     let store = Store::connect().map_err(io::Error::other)?;
     let id = store.now().read("domid").map_err(io::Error::other)?;
     println!("hello from domain {}", String::from_utf8_lossy(&id));
+    store.now().write("data/layer", LAYER.as_bytes()).map_err(io::Error::other)?;
     store.now().write("data/hello", &id).map_err(io::Error::other)
 }
 

@@ -8,12 +8,19 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::error::XenError;
+#[cfg(feature = "libxen")]
+use super::libxen::events::{Bound, LibraryPort};
 use super::sys::evtchn::Evtchn;
 use crate::bell::{Ringer, Wire};
 
 /// What rings a bell from other domains.
 #[derive(Debug)]
-pub struct Channel(Evtchn);
+pub struct Channel {
+    device: Evtchn,
+    /// Ports of other domains that are bound through Xen's library.
+    #[cfg(feature = "libxen")]
+    bound: Bound,
+}
 
 impl Channel {
     /// A channel without ports.
@@ -21,7 +28,14 @@ impl Channel {
     /// # Errors
     /// [`XenError::NoDevice`] or [`XenError::Privilege`].
     pub fn open() -> Result<Self, XenError> {
-        Evtchn::open().map(Self)
+        let device = Evtchn::open()?;
+        #[cfg(feature = "libxen")]
+        let bound = Bound::beside(device.as_fd()).map_err(XenError::system("make a set of event channels"))?;
+        Ok(Self {
+            device,
+            #[cfg(feature = "libxen")]
+            bound,
+        })
     }
 
     /// A port for `domain` to bind; until it does, ringing it has no effect.
@@ -29,8 +43,8 @@ impl Channel {
     /// # Errors
     /// [`XenError::NoPort`].
     pub fn offer(self: &Arc<Self>, domain: u16) -> Result<Port, XenError> {
-        let port = self.0.make_unbound(domain).map_err(|source| XenError::NoPort { domain, source })?;
-        Ok(Port { channel: self.clone(), number: port })
+        let number = self.device.make_unbound(domain).map_err(|source| XenError::NoPort { domain, source })?;
+        Ok(Port::of_device(self, number))
     }
 
     /// Binds the port that `domain` has offered. It rings once, so that nothing from before is missed.
@@ -38,22 +52,40 @@ impl Channel {
     /// # Errors
     /// [`XenError::NotBound`] if there is none for this domain, [`XenError::NoPort`].
     pub fn bind(self: &Arc<Self>, domain: u16, remote: u32) -> Result<Port, XenError> {
-        let port = self.0.bind(domain, remote).map_err(|source| match Errno::from_io_error(&source) {
+        self.bind_port(domain, remote).map_err(|source| match Errno::from_io_error(&source) {
             Some(Errno::NOSPC | Errno::NOMEM) => XenError::NoPort { domain, source },
             _ => XenError::NotBound { domain, port: remote, source },
-        })?;
-        Ok(Port { channel: self.clone(), number: port })
+        })
+    }
+
+    #[cfg(not(feature = "libxen"))]
+    fn bind_port(self: &Arc<Self>, domain: u16, remote: u32) -> io::Result<Port> {
+        Ok(Port::of_device(self, self.device.bind(domain, remote)?))
+    }
+
+    #[cfg(feature = "libxen")]
+    fn bind_port(self: &Arc<Self>, domain: u16, remote: u32) -> io::Result<Port> {
+        Ok(Port(End::Library(self.bound.bind(domain, remote)?)))
     }
 
     /// Whether it has been rung since the last time it was asked; it can be rung again then.
     pub fn take_events(&self) -> bool {
-        self.0.take_events()
+        let any = self.device.take_events();
+        #[cfg(feature = "libxen")]
+        let any = self.bound.take_events() || any;
+        any
     }
 }
 
 impl AsFd for Channel {
+    #[cfg(not(feature = "libxen"))]
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.device.as_fd()
+    }
+
+    #[cfg(feature = "libxen")]
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.bound.as_fd()
     }
 }
 
@@ -65,28 +97,52 @@ impl Wire for Channel {
 
 /// An end of an event channel. Closed when dropped: the peer's ringing then has no effect.
 #[derive(Debug)]
-pub struct Port {
-    channel: Arc<Channel>,
-    number: u32,
+pub struct Port(End);
+
+/// Through which file it was made.
+#[derive(Debug)]
+enum End {
+    Device(DevicePort),
+    #[cfg(feature = "libxen")]
+    Library(Arc<LibraryPort>),
 }
 
 impl Port {
+    fn of_device(channel: &Arc<Channel>, number: u32) -> Self {
+        Self(End::Device(DevicePort { channel: channel.clone(), number }))
+    }
+
     /// Its number, by which a peer binds it.
     pub fn number(&self) -> u32 {
-        self.number
+        match &self.0 {
+            End::Device(port) => port.number,
+            #[cfg(feature = "libxen")]
+            End::Library(port) => port.number(),
+        }
     }
 }
 
 impl Ringer for Port {
     fn ring(&self) {
         // Ringing the dead succeeds; nothing else can be wrong with a port of our own.
-        let _: io::Result<()> = self.channel.0.notify(self.number);
+        let _: io::Result<()> = match &self.0 {
+            End::Device(port) => port.channel.device.notify(port.number),
+            #[cfg(feature = "libxen")]
+            End::Library(port) => port.notify(),
+        };
     }
 }
 
-impl Drop for Port {
+/// A port of the channel's own file.
+#[derive(Debug)]
+struct DevicePort {
+    channel: Arc<Channel>,
+    number: u32,
+}
+
+impl Drop for DevicePort {
     fn drop(&mut self) {
         // Nothing else can be wrong with a port of our own.
-        let _: io::Result<()> = self.channel.0.close(self.number);
+        let _: io::Result<()> = self.channel.device.close(self.number);
     }
 }

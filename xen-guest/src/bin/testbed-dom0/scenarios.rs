@@ -35,7 +35,8 @@ fn boot(machine: &mut Machine, reporter: &mut Reporter) -> Result<String, Failur
         if said != guest.id.to_string() {
             return Err(format!("guest {} is domain {} but says that it is {said}", guest.name, guest.id));
         }
-        reporter.send(Kind::Note, "boot", format!("guest {} is domain {said}", guest.name).as_bytes())?;
+        let layer = guest.wait_for_node("data/layer", GUEST_LIMIT)?;
+        reporter.send(Kind::Note, "boot", format!("guest {} is domain {said}, by {layer}", guest.name).as_bytes())?;
     }
     // Their consoles and their rings with xenstored. What the check for leaks rests on can see them, then.
     let grants = machine.grants()?;

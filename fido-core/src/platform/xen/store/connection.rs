@@ -15,6 +15,8 @@ use rustix::io::Errno;
 use super::error::{Code, StoreError};
 use super::wire::{self, Decoder, Kind, Packet};
 use crate::bell::{Bell, Ringer};
+#[cfg(feature = "libxen")]
+use crate::platform::xen::libxen::plain::Plain;
 
 /// Watch events that wait to be taken. Beyond it, the oldest is dropped and [`WatchEvent::Lost`] stands for it.
 pub const MAX_QUEUED_EVENTS: usize = 4096;
@@ -41,6 +43,9 @@ pub(super) struct Connection {
     state: Mutex<State>,
     /// Rung when an event has been queued.
     events: Bell,
+    /// Another connection, for what can be asked by way of it.
+    #[cfg(feature = "libxen")]
+    pub(super) plain: Option<Plain>,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +66,14 @@ impl Connection {
         rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)
             .map_err(StoreError::system("set up the connection"))?;
         let events = Bell::new().map_err(|source| StoreError::System { step: "make an eventfd", source })?;
-        Ok(Self { fd, patience, state: Mutex::default(), events })
+        Ok(Self {
+            fd,
+            patience,
+            state: Mutex::default(),
+            events,
+            #[cfg(feature = "libxen")]
+            plain: None,
+        })
     }
 
     /// Sends a request and waits for the content of its reply.

@@ -26,6 +26,9 @@ pub use connection::{MAX_QUEUED_EVENTS, WatchEvent};
 pub use error::{Code, StoreError};
 use wire::{Kind, Permission, WireError};
 
+#[cfg(feature = "libxen")]
+use super::libxen::plain::Plain;
+
 /// The kernel's device, and where older systems have it.
 pub const DEVICES: [&str; 2] = ["/dev/xen/xenbus", "/proc/xen/xenbus"];
 /// Where xenstored listens in dom0.
@@ -50,7 +53,7 @@ impl Store {
         let mut tried = Vec::new();
         for path in DEVICES {
             match File::options().read(true).write(true).open(path) {
-                Ok(file) => return Self::over(file.into(), PATIENCE),
+                Ok(file) => return Self::found(file.into()),
                 Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
                     return Err(StoreError::Privilege { path: path.into(), source });
                 }
@@ -59,7 +62,7 @@ impl Store {
         }
         for path in SOCKETS {
             match UnixStream::connect(path) {
-                Ok(socket) => return Self::over(socket.into(), PATIENCE),
+                Ok(socket) => return Self::found(socket.into()),
                 Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
                     return Err(StoreError::Privilege { path: path.into(), source });
                 }
@@ -67,6 +70,18 @@ impl Store {
             }
         }
         Err(StoreError::Absent { tried: tried.join("; ") })
+    }
+
+    #[cfg(not(feature = "libxen"))]
+    fn found(fd: OwnedFd) -> Result<Self, StoreError> {
+        Self::over(fd, PATIENCE)
+    }
+
+    #[cfg(feature = "libxen")]
+    fn found(fd: OwnedFd) -> Result<Self, StoreError> {
+        let mut connection = Connection::new(fd, PATIENCE)?;
+        connection.plain = Some(Plain::connect()?);
+        Ok(Self(Arc::new(connection)))
     }
 
     /// Over a connected socket or an open device; a reply may take `patience`.
@@ -184,6 +199,12 @@ pub struct View<'s> {
 impl View<'_> {
     fn request(&self, kind: Kind, path: &str, rest: &[u8]) -> Result<Vec<u8>, StoreError> {
         wire::check_path(path)?;
+        #[cfg(feature = "libxen")]
+        if let Some(plain) = self.connection.plain.as_ref().filter(|_| self.transaction == 0)
+            && let Some(result) = plain.request(kind, path, rest)
+        {
+            return result;
+        }
         let mut content = Vec::with_capacity(path.len() + 1 + rest.len());
         content.extend_from_slice(path.as_bytes());
         content.push(0);

@@ -15,6 +15,7 @@ use crate::platform::xen::error::XenError;
 pub const DEVICE: &str = "/dev/xen/evtchn";
 
 /// `IOCTL_EVTCHN_BIND_INTERDOMAIN`.
+#[cfg(not(feature = "libxen"))]
 pub(super) const BIND_INTERDOMAIN: u32 = request(NO_DIRECTION, b'E', 1, 8);
 /// `IOCTL_EVTCHN_BIND_UNBOUND_PORT`.
 pub(super) const BIND_UNBOUND: u32 = request(NO_DIRECTION, b'E', 2, 4);
@@ -56,10 +57,11 @@ impl Evtchn {
         unsafe { ioctl(&self.0, BIND_UNBOUND, &raw mut remote) }
     }
 
-    /// A new port, bound to an unbound one of `remote`.
+    /// A new port, bound to an unbound one of `remote`. (With `libxen`, that library's part.)
     ///
     /// # Errors
     /// The kernel's: `EINVAL` if `remote` has no such port for this domain, `ESRCH` if there is no such domain.
+    #[cfg(not(feature = "libxen"))]
     pub fn bind(&self, remote: u16, port: u32) -> io::Result<u32> {
         let mut words = [u32::from(remote), port];
         // SAFETY: the structure of this request: two words.
