@@ -109,6 +109,11 @@ impl Modules {
         Ok(Self { root: root.to_path_buf(), files })
     }
 
+    /// The files of all of them.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.values().map(PathBuf::as_path)
+    }
+
     /// Whether there is a module of that name.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {

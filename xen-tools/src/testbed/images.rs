@@ -120,11 +120,22 @@ impl Parts {
         })
     }
 
-    /// Writes the whole image of dom0, guests' image and kernel included.
+    /// The files of all kernel modules that there are, ours included.
+    #[must_use]
+    pub fn modules(&self) -> Vec<PathBuf> {
+        self.modules.files().map(Path::to_path_buf).chain(self.own_module.clone()).collect()
+    }
+
+    /// Writes the whole image of dom0, guests' image and kernel included, and further files: where, and which.
     ///
     /// # Errors
     /// A file that cannot be read or written.
-    pub fn write_dom0(&self, programs: &Programs, to: &Path) -> Result<(), TestbedError> {
+    pub fn write_dom0(
+        &self,
+        programs: &Programs,
+        further: &[(PathBuf, PathBuf)],
+        to: &Path,
+    ) -> Result<(), TestbedError> {
         let mut modules = self.modules.load_order(&GUEST_MODULES)?;
         modules.extend(self.own_module.clone());
         let guest = |program: &str, arguments: &[&str]| -> Result<Vec<u8>, TestbedError> {
@@ -150,6 +161,9 @@ impl Parts {
         for domain in ["net", "fs", "disk"] {
             let image = guest("nas-demo", &["component", domain])?;
             archive.file(format!("guest/nas-{domain}.cpio"), image, false)?;
+        }
+        for (place, host) in further {
+            archive.host_file(place, host, true)?;
         }
         archive.host_file("usr/sbin/fidod", &programs.file("fidod"), true)?;
         // What the toolstack runs for network interfaces, and for disks.

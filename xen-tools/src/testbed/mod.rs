@@ -4,6 +4,7 @@
 //! but QEMU, by apt and by name. Times that are measured under emulation mean nothing but in relation to each other.
 
 pub(crate) mod cache;
+mod clinic;
 pub(crate) mod exec;
 mod images;
 pub(crate) mod kernel;
@@ -157,7 +158,8 @@ pub fn run(options: &Options, stop: Receiver<()>, say: &dyn Fn(&str)) -> Result<
     step("images");
     let folder =
         tempfile::Builder::new().prefix("fido-xen-").tempdir().map_err(io_error(Path::new("temporary folder")))?;
-    parts.write_dom0(&programs, &folder.path().join(qemu::IMAGE))?;
+    let clinic = clinic::make(&supervisor, folder.path(), &programs, &parts.modules(), options.pvh)?;
+    parts.write_dom0(&programs, &clinic, &folder.path().join(qemu::IMAGE))?;
     for (name, file) in [(qemu::HYPERVISOR, &parts.hypervisor), (qemu::KERNEL, &parts.kernel)] {
         std::os::unix::fs::symlink(file, folder.path().join(name)).map_err(io_error(folder.path()))?;
     }

@@ -26,6 +26,7 @@ impl Programs {
         let mut command = Command::new("cargo");
         command.args(["build", "--release", "--locked", "--bins"]);
         command.args(["--package", "xen-guest", "--package", "nas-demo", "--package", "conn-mgr"]);
+        command.args(["--package", "xen-tools"]);
         command.args(["--target", TARGET, "--target-dir"]);
         command.arg(&target).current_dir(source);
         // A target named explicitly keeps the flags away from build scripts, and the files apart from the usual ones.

@@ -56,7 +56,7 @@ impl Machine {
         if self.pvh {
             processor.push_str(",-avx,-avx2,-fma,-f16c");
         }
-        let xen = "console=com1 com1=115200,8n1 dom0_mem=512M,max:512M dom0_max_vcpus=1 dom0_vcpus_pin \
+        let xen = "console=com1 com1=115200,8n1 dom0_mem=640M,max:640M dom0_max_vcpus=1 dom0_vcpus_pin \
                    gnttab_max_frames=1024 gnttab_max_maptrack_frames=4096 noreboot";
         let mut words = vec!["console=hvc0", "quiet", "panic=-1", "--"];
         if self.pvh {

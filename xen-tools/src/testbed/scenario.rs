@@ -13,6 +13,10 @@ pub struct Scenario {
 pub const ALL: [Scenario; 8] = [
     Scenario { name: "boot", about: "dom0 comes up; two guests run a program of ours and find themselves in xenstore" },
     Scenario {
+        name: "doctor",
+        about: "`fido xen doctor` in dom0 and in guests made by `fido xen image` and `fido xen config`",
+    },
+    Scenario {
         name: "memory",
         about: "arenas, windows and bells between three guests; a write that must fault; deaths, and no leak",
     },

@@ -18,7 +18,8 @@ use crate::{Failure, Reporter};
 /// Where the toolstack's programs are.
 pub const TOOLS: &str = "/usr/lib/xen-4.17/bin";
 const LOGS: &str = "/var/log/xen";
-const CONSOLES: &str = "/var/log/xen/console";
+/// Where the guests' consoles are logged.
+pub const CONSOLES: &str = "/var/log/xen/console";
 
 /// How long a daemon may take to answer. Emulation on a busy machine is slow; a hang is caught by the host.
 const DAEMON_LIMIT: Duration = Duration::from_secs(60);

@@ -3,6 +3,7 @@
 
 mod appliance;
 mod costs;
+mod doctor;
 mod fidod;
 mod guest;
 mod hotplug;

@@ -15,6 +15,7 @@ const GUEST_LIMIT: Duration = Duration::from_secs(90);
 pub fn run(name: &str, machine: &mut Machine, reporter: &mut Reporter) -> Result<String, Failure> {
     match name {
         "boot" => boot(machine, reporter),
+        "doctor" => crate::doctor::run(reporter),
         "costs" => crate::costs::run(machine, reporter),
         "memory" => crate::memory::run(machine, reporter),
         "conformance" => crate::appliance::conform(machine, reporter, WaitStrategy::Sleep),
