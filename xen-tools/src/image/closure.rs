@@ -67,15 +67,25 @@ pub fn libraries(root: &Path, programs: &[PathBuf]) -> Result<BTreeMap<String, P
             if found.contains_key(&name) {
                 continue;
             }
-            let places = LIBRARY_FOLDERS.iter().map(|folder| root.join(folder).join(&name));
-            let Some(place) = places.into_iter().find(|place| place.is_file()) else {
-                return Err(ClosureError::NoLibrary { name, by: file, root: root.to_path_buf() });
-            };
+            let place = library(root, &name, &file)?;
             found.insert(name, place.clone());
             open.push(place);
         }
     }
     Ok(found)
+}
+
+/// The file of a library below `root`, which `by` needs.
+///
+/// # Errors
+/// It is not there.
+pub fn library(root: &Path, name: &str, by: &Path) -> Result<PathBuf, ClosureError> {
+    let mut places = LIBRARY_FOLDERS.iter().map(|folder| root.join(folder).join(name));
+    places.find(|place| place.is_file()).ok_or_else(|| ClosureError::NoLibrary {
+        name: name.to_owned(),
+        by: by.to_path_buf(),
+        root: root.to_path_buf(),
+    })
 }
 
 /// The kernel modules of a folder such as `/lib/modules/VERSION`.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use xen_guest::boot;
 
-use super::closure::ClosureError;
+use super::closure::{self, ClosureError};
 use super::cpio::{Archive, ArchiveError};
 use super::elf::{self, ElfError};
 
@@ -21,15 +21,29 @@ pub struct Guest {
     pub arguments: Vec<String>,
     /// Further files: where they are in the image, and on the host.
     pub files: Vec<(PathBuf, PathBuf)>,
+    /// Where the libraries of a program that is linked dynamically are; without it, such a program is refused.
+    pub libraries: Option<Libraries>,
     /// Kernel modules, in load order (see [`super::closure::Modules::load_order`]).
     pub modules: Vec<PathBuf>,
+}
+
+/// Where libraries come from, for programs that are linked dynamically.
+#[derive(Clone, Debug)]
+pub struct Libraries {
+    /// The root of the system that has them.
+    pub root: PathBuf,
+    /// The names of those that the program opens itself when it runs, which it does not say.
+    pub opened: Vec<String>,
 }
 
 /// Why there is no image.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// A program that needs what the image does not have.
-    #[error("{0} is linked dynamically; build it with RUSTFLAGS=\"-C target-feature=+crt-static\" and --target")]
+    #[error(
+        "{0} is linked dynamically; build it with RUSTFLAGS=\"-C target-feature=+crt-static\" and --target, or take its \
+         libraries along (--libraries ROOT)"
+    )]
     Dynamic(PathBuf),
     /// An argument that cannot be handed over.
     #[error("the argument {0:?} has a line break or a zero in it")]
@@ -57,12 +71,15 @@ impl Guest {
         let mut archive = Archive::new();
         // The kernel gives the first process this device as its standard streams.
         archive.character_device("dev/console", 5, 1)?;
-        for (place, program) in [("init", &self.init), (relative(boot::PROGRAM), &self.program)] {
-            if !elf::is_static(program)? {
-                return Err(ImageError::Dynamic(program.clone()));
-            }
-            archive.host_file(place, program, true)?;
+        if !elf::is_static(&self.init)? {
+            return Err(ImageError::Dynamic(self.init.clone()));
         }
+        archive.host_file("init", &self.init, true)?;
+        if !elf::is_static(&self.program)? {
+            let libraries = self.libraries.as_ref().ok_or_else(|| ImageError::Dynamic(self.program.clone()))?;
+            libraries.add(&mut archive, &self.program)?;
+        }
+        archive.host_file(relative(boot::PROGRAM), &self.program, true)?;
         if let Some(bad) = self.arguments.iter().find(|argument| argument.contains(['\n', '\0'])) {
             return Err(ImageError::BadArgument(bad.clone()));
         }
@@ -74,6 +91,36 @@ impl Guest {
         modules(&mut archive, &self.modules)?;
         Ok(archive)
     }
+}
+
+impl Libraries {
+    /// Adds what a program needs, and what it opens itself.
+    fn add(&self, archive: &mut Archive, program: &Path) -> Result<(), ImageError> {
+        let mut all = vec![program.to_path_buf()];
+        for name in &self.opened {
+            let file = closure::library(&self.root, name, program)?;
+            archive.host_file(place(name), &file, true)?;
+            all.push(file);
+        }
+        needed(archive, &self.root, &all)
+    }
+}
+
+/// Adds the libraries that programs need, theirs included, from below `root`.
+///
+/// # Errors
+/// A library that is not there.
+pub fn needed(archive: &mut Archive, root: &Path, programs: &[PathBuf]) -> Result<(), ImageError> {
+    for (name, file) in closure::libraries(root, programs)? {
+        archive.host_file(place(&name), &file, true)?;
+    }
+    Ok(())
+}
+
+/// Where a library is looked for; the loader is asked for by its full path.
+fn place(library: &str) -> PathBuf {
+    let folder = if library.starts_with("ld-linux") { "lib64" } else { "usr/lib/x86_64-linux-gnu" };
+    Path::new(folder).join(library)
 }
 
 /// Adds modules and the list that says in which order to load them.
@@ -126,6 +173,7 @@ mod tests {
             program: program.clone(),
             arguments: vec!["--slot".to_owned(), "a b".to_owned()],
             files: vec![("etc/nas.toml".into(), module.clone())],
+            libraries: None,
             modules: vec![module],
         };
         let mut bytes = Vec::new();
@@ -145,6 +193,24 @@ mod tests {
         assert!(fine.archive().is_ok());
         let error = Guest { program: own.clone(), ..fine }.archive().unwrap_err();
         assert!(matches!(&error, ImageError::Dynamic(path) if *path == own), "{error}");
+        let libraries = |opened: &[&str]| {
+            let opened = opened.iter().map(|&name| name.to_owned()).collect();
+            Some(Libraries { root: "/".into(), opened })
+        };
+        let with = |opened| Guest {
+            init: program(folder.path()),
+            program: own.clone(),
+            libraries: libraries(opened),
+            ..Guest::default()
+        };
+        let mut bytes = Vec::new();
+        with(&["libm.so.6"]).archive().unwrap().write(&mut bytes).unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        for part in ["lib64/ld-linux-x86-64.so.2\0", "usr/lib/x86_64-linux-gnu/libc.so.6\0", "/libm.so.6\0"] {
+            assert!(text.contains(part), "{part}");
+        }
+        let error = with(&["libnot-there.so"]).archive().unwrap_err();
+        assert!(matches!(error, ImageError::Closure(ClosureError::NoLibrary { .. })), "{error}");
         let fine = Guest { init: program(folder.path()), program: program(folder.path()), ..Guest::default() };
         let error = Guest { arguments: vec!["a\nb".to_owned()], ..fine }.archive().unwrap_err();
         assert!(matches!(error, ImageError::BadArgument(_)), "{error}");

@@ -11,7 +11,7 @@ use super::module;
 use super::packages::{self, Package};
 use super::programs::Programs;
 use super::{TestbedError, io_error};
-use crate::image::closure::{self, Modules};
+use crate::image::closure::Modules;
 use crate::image::cpio::Archive;
 use crate::image::guest::{self, Guest};
 
@@ -141,7 +141,8 @@ impl Parts {
         let guest = |program: &str, arguments: &[&str]| -> Result<Vec<u8>, TestbedError> {
             let guest = Guest {
                 init: programs.file("fido-init"),
-                program: programs.file(program),
+                program: programs.guests(program),
+                libraries: programs.libraries(),
                 arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
                 modules: modules.clone(),
                 ..Guest::default()
@@ -197,11 +198,7 @@ fn dom0_of(folder: &Path) -> Result<(), TestbedError> {
     for (place, host) in TOOLS.iter().zip(&tools) {
         archive.host_file(place, host, true)?;
     }
-    for (name, host) in closure::libraries(folder, &tools)? {
-        // The loader is asked for by its full path.
-        let place = if name.starts_with("ld-linux") { "lib64" } else { "usr/lib/x86_64-linux-gnu" };
-        archive.host_file(Path::new(place).join(name), &host, true)?;
-    }
+    guest::needed(&mut archive, folder, &tools)?;
     // Opened by the C library when a thread is cancelled, and so in nobody's list.
     let unwinder = "lib/x86_64-linux-gnu/libgcc_s.so.1";
     archive.host_file(Path::new("usr").join(unwinder), &folder.join(unwinder), true)?;

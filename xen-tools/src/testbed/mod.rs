@@ -43,6 +43,10 @@ const HOST_PROGRAMS: [(&str, &str); 7] = [
     ("gcc-12", "gcc-12"),
 ];
 
+/// What the feature `libxen` is built with: a file, and the package that has it.
+const LIBXEN: [(&str, &str); 2] =
+    [("/usr/include/xenevtchn.h", "libxen-dev"), ("/usr/lib/llvm-14/lib/libclang.so", "libclang-dev")];
+
 /// What is to be run, and how.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -50,6 +54,8 @@ pub struct Options {
     pub scenarios: Vec<String>,
     /// Guests are PVH and not PV.
     pub pvh: bool,
+    /// What scenarios run in guests goes by way of Xen's own libraries.
+    pub libxen: bool,
     /// The memory of the whole machine, in MiB.
     pub memory: u32,
     /// Its processors.
@@ -150,11 +156,11 @@ pub fn run(options: &Options, stop: Receiver<()>, say: &dyn Fn(&str)) -> Result<
     let step = |what: &str| say(&format!("[{:5.1} s] {what}", began.elapsed().as_secs_f64()));
     let source = programs::source_tree(&options.source)?;
     step("programs of the host");
-    need_programs(&supervisor, &step)?;
+    need_programs(&supervisor, options.libxen, &step)?;
     step("hypervisor, kernel and toolstack from Debian's packages");
     let parts = prepare(&supervisor, options, &source, &step)?;
     step("our programs, linked statically");
-    let programs = Programs::build(&supervisor, &source)?;
+    let programs = Programs::build(&supervisor, &source, options.libxen)?;
     step("images");
     let folder =
         tempfile::Builder::new().prefix("fido-xen-").tempdir().map_err(io_error(Path::new("temporary folder")))?;
@@ -253,10 +259,12 @@ pub fn default_cache() -> PathBuf {
     cache.unwrap_or_else(std::env::temp_dir).join("fido/xen")
 }
 
-fn need_programs(supervisor: &Supervisor, step: &dyn Fn(&str)) -> Result<(), TestbedError> {
+fn need_programs(supervisor: &Supervisor, libxen: bool, step: &dyn Fn(&str)) -> Result<(), TestbedError> {
     let path = std::env::var_os("PATH").unwrap_or_default();
+    // A full path stays what it is.
     let there = |program: &str| std::env::split_paths(&path).any(|folder| folder.join(program).is_file());
-    let missing: Vec<_> = HOST_PROGRAMS.into_iter().filter(|(program, _)| !there(program)).collect();
+    let further = LIBXEN.into_iter().filter(|_| libxen);
+    let missing: Vec<_> = HOST_PROGRAMS.into_iter().chain(further).filter(|(program, _)| !there(program)).collect();
     let (names, packages): (Vec<_>, Vec<_>) = missing.into_iter().unzip();
     if names.is_empty() {
         return Ok(());

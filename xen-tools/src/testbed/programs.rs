@@ -6,22 +6,27 @@ use std::time::Duration;
 
 use super::TestbedError;
 use super::exec::Supervisor;
+use crate::image::guest::Libraries;
 
 /// The GNU target: what is linked statically for it runs in an image without anything else.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// What scenarios run in guests.
+const GUEST: &str = "testbed-guest";
 const LIMIT: Duration = Duration::from_secs(900);
 
 /// Where the programs are.
 pub struct Programs {
     folder: PathBuf,
+    /// Where `testbed-guest` with the feature `libxen` is, linked dynamically.
+    libxen: Option<PathBuf>,
 }
 
 impl Programs {
-    /// Builds them from the source tree.
+    /// Builds them from the source tree; with `libxen`, what guests run by way of Xen's own libraries.
     ///
     /// # Errors
     /// What cargo says.
-    pub fn build(supervisor: &Supervisor, source: &Path) -> Result<Self, TestbedError> {
+    pub fn build(supervisor: &Supervisor, source: &Path, libxen: bool) -> Result<Self, TestbedError> {
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| source.join("target"), PathBuf::from);
         let mut command = Command::new("cargo");
         command.args(["build", "--release", "--locked", "--bins"]);
@@ -33,7 +38,22 @@ impl Programs {
         command.env("RUSTFLAGS", "-C target-feature=+crt-static").env("CARGO_PROFILE_RELEASE_STRIP", "true");
         command.env_remove("CARGO_ENCODED_RUSTFLAGS");
         supervisor.run(&mut command, LIMIT)?;
-        Ok(Self { folder: target.join(TARGET).join("release") })
+        let libxen = libxen.then(|| build_libxen(supervisor, source, &target.join("libxen"))).transpose()?;
+        Ok(Self { folder: target.join(TARGET).join("release"), libxen })
+    }
+
+    /// One of them, for a guest.
+    #[must_use]
+    pub fn guests(&self, name: &str) -> PathBuf {
+        self.libxen.as_ref().filter(|_| name == GUEST).map_or_else(|| self.file(name), |folder| folder.join(name))
+    }
+
+    /// The libraries for those that need some.
+    #[must_use]
+    pub fn libraries(&self) -> Option<Libraries> {
+        // The crate loads it by this name.
+        let opened = vec!["libxenevtchn.so".to_owned()];
+        self.libxen.is_some().then(|| Libraries { root: "/".into(), opened })
     }
 
     /// One of them.
@@ -41,6 +61,15 @@ impl Programs {
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
+}
+
+/// What scenarios run in guests, with the feature `libxen`. Returns the folder that it is in.
+fn build_libxen(supervisor: &Supervisor, source: &Path, target: &Path) -> Result<PathBuf, TestbedError> {
+    let mut command = Command::new("cargo");
+    command.args(["build", "--release", "--locked", "--package", "xen-guest", "--bin", GUEST, "--features", "libxen"]);
+    command.arg("--target-dir").arg(target).current_dir(source).env("CARGO_PROFILE_RELEASE_STRIP", "true");
+    supervisor.run(&mut command, LIMIT)?;
+    Ok(target.join("release"))
 }
 
 /// The source tree that a folder is in: the one with a workspace and the crate `xen-guest`.

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 use conn_mgr::Manifest;
 use xen_tools::image::closure::Modules;
-use xen_tools::image::guest::Guest;
+use xen_tools::image::guest::{Guest, Libraries};
 
 /// What a component on platform `xen` needs of the kernel.
 const MODULES: [&str; 3] = ["xen-evtchn", "xen-gntdev", "xen-gntalloc"];
@@ -42,6 +42,12 @@ pub struct Command {
     /// A further file, as `PLACE=FILE`: where it is in the image, and which it is; can be repeated.
     #[arg(long = "file", value_name = "PLACE=FILE", value_parser = placed)]
     files: Vec<(PathBuf, PathBuf)>,
+    /// Takes the libraries of programs that are linked dynamically along, from below this root (`/`, say).
+    #[arg(long, value_name = "ROOT")]
+    libraries: Option<PathBuf>,
+    /// A library that the program opens itself when it runs; can be repeated.
+    #[arg(long = "library", value_name = "NAME", requires = "libraries")]
+    opened: Vec<String>,
     /// The program's arguments, without a manifest.
     #[arg(last = true)]
     arguments: Vec<String>,
@@ -64,8 +70,9 @@ impl Command {
         let init = self.init.clone().map_or_else(default_init, Ok)?;
         let modules = self.load_order()?;
         for Job { program, arguments, output } in jobs {
-            let guest =
-                Guest { init: init.clone(), program, arguments, files: self.files.clone(), modules: modules.clone() };
+            let libraries = self.libraries.clone().map(|root| Libraries { root, opened: self.opened.clone() });
+            let (init, files, modules) = (init.clone(), self.files.clone(), modules.clone());
+            let guest = Guest { init, program, arguments, files, libraries, modules };
             let bytes = write(&guest, &output)?;
             super::super::say(io::stdout().lock(), &format_args!("{}: {} KiB", output.display(), bytes.div_ceil(1024)));
         }

@@ -27,6 +27,9 @@ pub struct Command {
     /// PVH guests instead of PV guests.
     #[arg(long)]
     pvh: bool,
+    /// Guests go by way of Xen's own libraries (feature `libxen`; what is built is under GPL-3). Not the NAS's.
+    #[arg(long)]
+    libxen: bool,
     /// Memory of the whole machine, in MiB.
     #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1024..=65536))]
     memory: u32,
@@ -82,6 +85,7 @@ impl Command {
         let options = Options {
             scenarios,
             pvh: self.pvh,
+            libxen: self.libxen,
             memory: self.memory,
             processors: self.processors,
             realtime: self.realtime,
