@@ -4,8 +4,11 @@
 //! the socket that its setting `socket` names (settings `serial`). By hand it serves a disk of its own:
 //!
 //! ```text
-//! mmblk-vhost SOCKET (file:PATH | memory:BYTES | null:BYTES) [rings=1] [block=512] [serial=NAME]
+//! mmblk-vhost SOCKET DEVICE [rings=1] [serial=NAME]
 //! ```
+//!
+//! where DEVICE is a description such as `file:/srv/disk.img,create=1GiB` (see [`mmblk::device`]). On SIGHUP it looks
+//! whether the device has another size by now.
 //!
 //! It runs until it is told to end (the manager's word, SIGTERM), and can be killed at any time: the front end keeps a
 //! note of what was under way, and a successor does it again.
@@ -15,24 +18,23 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use fido_core::assignment::WaitStrategy;
 use fido_core::domain::{Domain, Notice};
 use fido_core::testing::private_memory;
-use mmblk::backend::file::{FileDevice, FileOptions};
-use mmblk::backend::memory::MemoryDevice;
-use mmblk::backend::null::NullQueue;
+use fido_core::waiter::Waiter;
+use mmblk::device;
 use mmblk::export::vhost_user::serving::Queue;
-use mmblk::export::vhost_user::{Device, Export};
+use mmblk::export::vhost_user::{Device, Export, MAX_RINGS};
+use mmblk::hangup::Hangup;
 use mmblk::link::front::LinkQueue;
-use mmblk::queue::Geometry;
 use tracing_subscriber::EnvFilter;
 
 /// How long the disk's domain may take to come up.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Buffers of a disk of its own: reads and writes need none, but the null device has its zeros here.
-const ARENA: u64 = 8 << 20;
-const DEPTH: u32 = 128;
-const USAGE: &str =
-    "usage: mmblk-vhost SOCKET (file:PATH | memory:BYTES | null:BYTES) [rings=1] [block=512] [serial=NAME]";
+/// The arena of a process that is no domain, for each ring. Reads and writes of a plain device need no buffer in it;
+/// layers and RAID do.
+const ARENA: u64 = 32 << 20;
+const USAGE: &str = "usage: mmblk-vhost SOCKET DEVICE [rings=1] [serial=NAME]";
 
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
@@ -72,51 +74,32 @@ fn component() -> Result<(), Box<dyn Error>> {
 
 /// No domain: the disk is this process's own.
 fn by_hand(words: &[String]) -> Result<(), Box<dyn Error>> {
+    // Before any thread is there: the signal is for one of them.
+    let mut hangup = Hangup::catch()?;
     let [socket, disk, settings @ ..] = words else { return Err(USAGE.into()) };
-    let (mut rings, mut block, mut serial) = (1_usize, 512, "fido");
+    let (mut rings, mut serial) = (1, "fido");
     for setting in settings {
         match setting.split_once('=') {
             Some(("rings", value)) => rings = value.parse()?,
-            Some(("block", value)) => block = value.parse()?,
             Some(("serial", value)) => serial = value,
             _ => return Err(format!("`{setting}`\n{USAGE}").into()),
         }
     }
-    let queues = queues(disk, rings, block)?;
-    let (memory, queues) = queues;
+    if !(1..=MAX_RINGS).contains(&rings) {
+        return Err(format!("{rings} rings; it must be 1 to {MAX_RINGS}").into());
+    }
+    let device = device::open_text(disk)?;
+    let memory = private_memory(ARENA * rings as u64);
+    let queues = (0..rings).map(|_| device.queue(&memory)).collect::<Result<Vec<Queue>, _>>()?;
     let _export = Export::start(Path::new(socket), Device::new(memory, queues, serial)?)?;
     println!("serving {socket}");
+    let mut waiter = Waiter::new(WaitStrategy::Sleep)?;
     loop {
-        std::thread::park();
+        if hangup.take()
+            && let Err(error) = device.refresh()
+        {
+            tracing::error!(%error, "the size stays as it was");
+        }
+        waiter.idle(&mut [&mut hangup], None)?;
     }
-}
-
-fn queues(disk: &str, rings: usize, block: u32) -> Result<(fido_core::memory::Memory, Vec<Queue>), Box<dyn Error>> {
-    let (kind, what) = disk.split_once(':').ok_or(USAGE)?;
-    let geometry = |bytes: &str| -> Result<Geometry, Box<dyn Error>> {
-        Ok(Geometry { bytes: bytes.parse()?, block, depth: DEPTH })
-    };
-    let memory = private_memory(ARENA * rings as u64);
-    let mut queues: Vec<Queue> = Vec::new();
-    match kind {
-        "file" => {
-            let device = FileDevice::open(&FileOptions { block, depth: DEPTH, ..FileOptions::new(what) })?;
-            for _ in 0..rings {
-                queues.push(Box::new(device.queue(memory.clone())?));
-            }
-        }
-        "memory" => {
-            let device = MemoryDevice::new(geometry(what)?)?;
-            for _ in 0..rings {
-                queues.push(Box::new(device.queue(memory.clone())?));
-            }
-        }
-        "null" => {
-            for _ in 0..rings {
-                queues.push(Box::new(NullQueue::new(geometry(what)?, memory.clone())?));
-            }
-        }
-        _ => return Err(USAGE.into()),
-    }
-    Ok((memory, queues))
 }

@@ -39,6 +39,12 @@ impl Server {
         server
     }
 
+    /// Sends it SIGHUP.
+    pub fn hang_up(&self) {
+        let process = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw).unwrap();
+        rustix::process::kill_process(process, rustix::process::Signal::HUP).unwrap();
+    }
+
     /// Kills it with SIGKILL.
     pub fn kill(mut self) {
         self.0.kill().unwrap();

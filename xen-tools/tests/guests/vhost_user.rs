@@ -36,7 +36,7 @@ impl Disk {
         let mut command = Command::new(program("mmblk-vhost"));
         command
             .arg(self.socket())
-            .arg(format!("file:{}", self.image().display()))
+            .arg(format!("file:{},block=512", self.image().display()))
             .args(["rings=2", "serial=fido-disk"]);
         // A process that is killed leaves its socket.
         let _ = std::fs::remove_file(self.socket());
@@ -50,7 +50,7 @@ fn guest(name: &str, script: &str, socket: &Path) -> Guest {
     Guest::new(name, script).shared().modules(&MODULES).devices(["-chardev", &chardev, "-device", device])
 }
 
-/// A file system on a partition: made, filled and verified, trimmed, checked.
+/// A file system on a partition: made, filled and verified, trimmed, checked. Then the disk grows.
 const FILE_SYSTEM: &str = r#"
 test "$(cat /sys/block/vda/serial)" = fido-disk
 test "$(ls /sys/block/vda/mq | wc -l)" = 2
@@ -67,6 +67,8 @@ test "$(cat /sys/block/vda/queue/write_zeroes_max_bytes)" -gt 0
 # The tables of inodes are zeroed by the device.
 mkfs.ext4 -q -F -E lazy_itable_init=0 /dev/vda1
 e2fsck -fn /dev/vda1
+say checked
+while [ "$(blockdev --getsize64 /dev/vda)" != GROWN ]; do sleep 0.1; done
 "#;
 
 /// Writes for a while, and reads all of it back. Flushes in between take longer than what comes after them, so that
@@ -84,8 +86,13 @@ fio $job --verify_only || { cat /tmp/fio; false; }
 #[ignore = "boots guests: run by .ci/guests"]
 fn a_file_system_lives_on_a_vhost_user_disk() {
     let disk = Disk::new();
-    let _server = disk.serve();
-    guest("vhost-file-system", FILE_SYSTEM, &disk.socket()).boot(&kit()).unwrap().wait().unwrap();
+    let server = disk.serve();
+    let (kit, script) = (kit(), FILE_SYSTEM.replace("GROWN", &(2 * IMAGE_BYTES).to_string()));
+    let mut guest = guest("vhost-file-system", &script, &disk.socket()).boot(&kit).unwrap();
+    guest.wait_for("checked").unwrap();
+    std::fs::File::options().write(true).open(disk.image()).unwrap().set_len(2 * IMAGE_BYTES).unwrap();
+    server.hang_up();
+    guest.wait().unwrap();
     let allocated = std::fs::metadata(disk.image()).unwrap().blocks() * 512;
     assert!(allocated < 14 << 20, "{allocated} bytes are still allocated: the trim has not come through");
 }
