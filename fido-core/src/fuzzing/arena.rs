@@ -1,6 +1,6 @@
 //! The head of a peer's arena: header, counters, directory, heritage.
 
-use super::{ARENA_BYTES, Input, Rogue, SLOTS, receive, send};
+use super::{ARENA_BYTES, Input, Rogue, SLOTS, ends_well, receive, send};
 use crate::arena::{LanePlan, Peer};
 use crate::assignment::Transport;
 use crate::heritage::Inherited;
@@ -86,12 +86,5 @@ pub fn introduction(data: &[u8]) {
             receive(&mut lane, &mut held);
         }
     }
-    link.kill_b();
-    drop(held);
-    link.fence_b();
-    while lane.change().is_some() {}
-    drop(peer);
-    assert_eq!(link.a_passes.count(), 2, "both fences are passed, once each");
-    assert_eq!((lane.loans(), lane.quarantined()), (0, 0), "every loan has come back");
-    assert_eq!(lane.memory().heap().used(), 0, "and its memory");
+    ends_well(&link, lane, peer, held, 2);
 }
