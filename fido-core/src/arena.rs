@@ -39,6 +39,8 @@ pub const MAX_RING_SLOTS: u32 = 1 << 16;
 pub const MIN_RING_SLOTS: u32 = 4;
 
 const HEADER_BYTES: u64 = 12288;
+/// What an arena without lanes has before its heap.
+pub(crate) const BARE_BYTES: u64 = HEADER_BYTES;
 const THREADS_AT: usize = 8192;
 const STATS_AT: usize = 128;
 const DIRECTORY_AT: usize = 1024;

@@ -1,6 +1,7 @@
 //! Heritage: what a domain leaves to its successor.
 //!
-//! An arena is a file, and the manager holds its descriptor: so it outlives the domain that wrote it. A component can
+//! An arena can outlive the domain that wrote it: on `host` it is a file, of which the manager holds the descriptor; on
+//! Xen dom0 keeps the pages mapped, and copies what was left ([`restate`]). A component can
 //! keep a log of what it has promised in an area of its arena, its [`Heritage`], and announce it in the arena's header.
 //! When the domain dies, the manager hands the arena to the next incarnation (if the manifest says `inherit = true`),
 //! read-only like any window; that reads the area as [`Inherited`] and makes good what was promised.
@@ -11,10 +12,11 @@
 //! the content: to the successor every byte is an allegation, for a bug of the dead may have been what killed it. And
 //! it survives the death of a process only, not that of the manager or of the machine.
 
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use crate::arena::{ArenaError, OwnArena, Peer};
+use crate::arena::{self, ArenaError, OwnArena, Peer, RawArena};
 use crate::heap::{ArenaBuf, HeapError};
 use crate::memory::Memory;
 use crate::window::{Span, Window};
@@ -106,6 +108,13 @@ impl Inherited {
         self.0.is_empty()
     }
 
+    /// All bytes.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut all = vec![0; self.len()];
+        self.read(0, &mut all);
+        all
+    }
+
     /// Copies bytes from `at` on, as many as both sides have; returns how many.
     pub fn read(&self, at: usize, out: &mut [u8]) -> usize {
         self.0.read(at, out)
@@ -127,11 +136,41 @@ impl Inherited {
     }
 }
 
+/// The length of an arena that holds a heritage of `len` bytes and nothing else: see [`restate`].
+pub fn bytes_for(len: usize) -> u64 {
+    (arena::BARE_BYTES + len as u64).next_multiple_of(4096).max(arena::MIN_ARENA_BYTES)
+}
+
+/// Makes an arena of the dead incarnation `id` that has its heritage and nothing else: for a platform that cannot hand
+/// over the arena itself. `raw` must have [`bytes_for`] the bytes of the heritage.
+///
+/// # Errors
+/// [`ArenaError`] if it has not.
+///
+/// # Safety
+/// As for [`OwnArena::format`].
+pub unsafe fn restate(raw: RawArena, id: crate::addr::DomainId, heritage: &[u8]) -> Result<OwnArena, ArenaError> {
+    let needed = bytes_for(heritage.len());
+    if raw.len < needed {
+        return Err(ArenaError::TooSmall { needed, len: raw.len });
+    }
+    // SAFETY: the caller vouches for the memory.
+    let arena = unsafe { OwnArena::format(raw, id, &[]) }?;
+    let at = arena.heap_start();
+    // SAFETY: inside the arena: `bytes_for` counts what is before the heap and the bytes.
+    let start: NonNull<u8> = unsafe { arena.base().add(at as usize) };
+    // SAFETY: as above; the memory is this process's own, and nobody knows of it yet.
+    unsafe { std::ptr::copy_nonoverlapping(heritage.as_ptr(), start.as_ptr(), heritage.len()) };
+    // With release, so that the bytes are there first.
+    arena.set_heritage(at, heritage.len() as u64);
+    Ok(arena)
+}
+
 #[cfg(test)]
 #[cfg(not(loom))]
 mod tests {
     use super::*;
-    use crate::testing::private_memory;
+    use crate::testing::{plain_memory, private_memory};
 
     #[test]
     fn a_successor_reads_what_was_left() {
@@ -177,6 +216,30 @@ mod tests {
         second.announce();
         drop(first);
         assert_eq!(Inherited::of(memory.arena().window()).unwrap().unwrap().len(), 128);
+    }
+
+    #[test]
+    fn a_restated_heritage_is_the_same_in_less_memory() {
+        for len in [1, 4096, 49_152, 49_153, 100_000] {
+            let memory = private_memory(1 << 20);
+            let mut heritage = Heritage::new(&memory, len).unwrap();
+            let bytes: Vec<u8> = (0..len).map(|at| (at * 7) as u8).collect();
+            heritage.write(0, &bytes);
+            heritage.announce();
+            let left = Inherited::of(memory.arena().window()).unwrap().unwrap().to_vec();
+            let exact = bytes_for(left.len());
+            assert!(exact <= (len as u64).next_multiple_of(4096) + (64 << 10), "{exact} bytes for {len}");
+            let id = memory.arena().id();
+            // SAFETY: fresh memory of the test's own.
+            let restated = unsafe { restate(plain_memory(exact), id, &left) }.unwrap();
+            let inherited = Inherited::of(restated.window()).unwrap().unwrap();
+            assert_eq!((restated.id(), &inherited.to_vec()[..len]), (id, &bytes[..]));
+            if exact > arena::MIN_ARENA_BYTES {
+                // SAFETY: as above.
+                let error = unsafe { restate(plain_memory(exact - 4096), id, &left) }.unwrap_err();
+                assert_eq!(error, ArenaError::TooSmall { needed: exact, len: exact - 4096 });
+            }
+        }
     }
 
     #[test]

@@ -123,11 +123,20 @@ pub(super) struct Gone {
     pub(super) heritage: Option<Heritage>,
 }
 
-/// What a dead incarnation has left: its arena.
+/// What a dead incarnation has left: its arena, or what it had to say in it.
 #[derive(Debug, Clone)]
 pub(super) struct Heritage {
     /// Who.
     pub(super) id: DomainId,
-    /// The descriptors that stand for it.
-    pub(super) arena: Arc<[OwnedFd]>,
+    /// In what form.
+    pub(super) left: Left,
+}
+
+/// What a carrier hands from the dead to its successor.
+#[derive(Debug, Clone)]
+pub(super) enum Left {
+    /// The descriptors that stand for the arena.
+    Arena(Arc<[OwnedFd]>),
+    /// The bytes of the heritage in it.
+    Bytes(Arc<[u8]>),
 }

@@ -93,10 +93,6 @@ fn check_domain(manifest: &Manifest, index: usize, domain: &Domain) -> Result<()
     if here {
         check_cpus(index, &domain.cpus)?;
     }
-    if domain.inherit && manifest.platform == Platform::Xen {
-        let what = format!("domain `{}` is to inherit on platform `xen`", domain.name);
-        return fault(key("inherit", None), what, "no `inherit` there: the arena of a guest goes with it");
-    }
     guest::check(manifest, index, domain)?;
     for (list, names) in [("windows", &domain.windows), ("after", &domain.after)] {
         for (at, other) in names.iter().enumerate() {

@@ -5,6 +5,8 @@
 //! Xen sets for all guests and a guest's configuration within that. Too small a table shows only when an arena is
 //! granted or mapped, so the sizes are derived here, from the manifest alone.
 
+use fido_core::heritage::bytes_for;
+
 use crate::manifest::{ARENA_GRAIN, GuestType, Manifest};
 
 /// Entries of a frame of the grant table (version 1: 8 bytes each).
@@ -18,6 +20,9 @@ pub const XEN_DEFAULT: GrantLimits = GrantLimits { grant_frames: 64, maptrack_fr
 const REFERENCES_PER_PAGE: u64 = 1024;
 /// Grants for what else a guest shares: its console, xenstore, and the rings and buffers of network and block devices.
 const DEVICE_GRANTS: u64 = 4096;
+
+/// The most bytes that a guest can leave to its successor: dom0 holds a copy while there is none.
+pub const MAX_HERITAGE: u64 = 64 << 20;
 
 /// Limits of a guest's two tables, in frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,13 +62,15 @@ impl GrantLimits {
 /// if there is no such domain.
 ///
 /// One reader is counted beyond those of the manifest: while a reader is replaced, its predecessor may still have the
-/// pages mapped. A reader has windows on two incarnations of each peer, the dead one's until its fence is complete.
+/// pages mapped. A reader has windows on two incarnations of each peer, the dead one's until its fence is complete. Who
+/// inherits is read by dom0, too, and reads what was left.
 #[must_use]
 pub fn of_domain(manifest: &Manifest, index: usize) -> Option<GrantLimits> {
     let domain = manifest.domains.get(index)?;
     let readers = (0..manifest.domains.len()).filter(|other| manifest.reads(*other).contains(&index)).count() as u64;
     let incarnations = if readers == 0 { 0 } else { readers + 1 };
-    let grants = incarnations * grants_per_reader(domain.arena) + DEVICE_GRANTS;
+    let keepers = u64::from(domain.inherit);
+    let grants = (incarnations + keepers) * grants_per_reader(domain.arena) + DEVICE_GRANTS;
     let kind = domain.guest.as_ref().map(|guest| guest.kind).unwrap_or_default();
     // The kernel of a PV guest has each page mapped twice: for itself and for the process.
     let entries = match kind {
@@ -71,7 +78,8 @@ pub fn of_domain(manifest: &Manifest, index: usize) -> Option<GrantLimits> {
         GuestType::Pvh => 1,
     };
     let read = manifest.reads(index).into_iter().map(|peer| grants_per_reader(manifest.domains[peer].arena));
-    let maptracks = 2 * entries * read.sum::<u64>() + DEVICE_GRANTS;
+    let left = keepers * grants_per_reader(bytes_for(domain.arena.min(MAX_HERITAGE) as usize));
+    let maptracks = entries * (2 * read.sum::<u64>() + left) + DEVICE_GRANTS;
     let frames = |entries: u64, per_frame| u32::try_from(entries.div_ceil(per_frame)).unwrap_or(u32::MAX);
     let needed = GrantLimits {
         grant_frames: frames(grants, GRANTS_PER_FRAME),
@@ -139,6 +147,18 @@ mod tests {
         assert_eq!(u64::from(pvh.maptrack_frames), (2 * (pages + small) + 4096_u64).div_ceil(256));
         let line = of_hypervisor(&manifest).command_line();
         assert_eq!(line, "gnttab_max_frames=1546 gnttab_max_maptrack_frames=4121");
+    }
+
+    #[test]
+    fn who_inherits_is_read_by_dom0_and_reads_what_was_left() {
+        let mut manifest = chain([1 << 30, MIB, MIB], GuestType::Pvh);
+        manifest.domains[0].inherit = true;
+        let needed = of_domain(&manifest, 0).unwrap();
+        let pages: u64 = 262_144 + 256 + 1;
+        assert_eq!(u64::from(needed.grant_frames), (4 * pages + 4096).div_ceil(512));
+        // 16384 pages of heritage, 3 before it, 17 lists, a root; and windows of 1 MiB on b: 256 pages, a list, a root.
+        let left = 16_387 + 17 + 1;
+        assert_eq!(u64::from(needed.maptrack_frames), 1024.max((2 * 258 + left + 4096_u64).div_ceil(256)));
     }
 
     /// The first size that one frame more is needed for.

@@ -10,7 +10,7 @@ use fido_core::assignment::WireId;
 use fido_core::platform::host::memory;
 use fido_core::platform::host::protocol::{FromDomain, FromManager, ProtocolError};
 
-use super::super::carrier::{Gone, Heritage, What};
+use super::super::carrier::{Gone, Heritage, Left, What};
 use super::super::event_loop::index_of;
 use super::super::topology::Index;
 use super::HostCarrier;
@@ -93,7 +93,7 @@ impl HostCarrier {
         let Some(status) = incarnation.process.reap() else { return };
         let id = incarnation.id;
         let said_ready = incarnation.last_words.take().is_some_and(|channel| says_ready(&channel));
-        let heritage = incarnation.arena.take().map(|arena| Heritage { id, arena });
+        let heritage = incarnation.arena.take().map(|arena| Heritage { id, left: Left::Arena(arena) });
         let how = match &status {
             Ok(status) => status.to_string(),
             Err(error) => format!("exit status unknown: {error}"),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use fido_core::addr::DomainId;
 use fido_core::platform::host::protocol::{FromDomain, FromManager, PROTOCOL_VERSION, Predecessor};
 
-use super::super::carrier::What;
+use super::super::carrier::{Heritage, Left, What};
 use super::super::event_loop::index_of;
 use super::super::topology::Index;
 use super::HostCarrier;
@@ -116,9 +116,10 @@ impl HostCarrier {
         let bytes = assignment.arena_bytes;
         let Some(incarnation) = self.at(index) else { return };
         incarnation.channel = Some(channel);
-        let heritage = incarnation.heritage.take();
-        let predecessor = heritage.as_ref().map(|left| Predecessor { id: left.id.into(), bytes });
-        let arena = heritage.map_or_else(|| Arc::new([]) as Descriptors, |left| left.arena);
+        let (predecessor, arena) = match incarnation.heritage.take() {
+            Some(Heritage { id, left: Left::Arena(arena) }) => (Some(Predecessor { id: id.into(), bytes }), arena),
+            _ => (None, Arc::new([]) as Descriptors),
+        };
         self.send(id, FromManager::Welcome { assignment: Box::new(assignment), predecessor }, arena);
     }
 }

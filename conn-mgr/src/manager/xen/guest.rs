@@ -2,6 +2,7 @@
 //! and values are decoded strictly, each is believed once, and what is wrong is a refusal that names the node.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Instant;
 
 use fido_core::addr::DomainId;
@@ -10,8 +11,11 @@ use fido_core::platform::xen::layout::{
     self, DOMAIN_BASE, DomainNode, LayoutError, MAX_VALUE_BYTES, Passed, ProviderKind,
 };
 use fido_core::platform::xen::store::{Store, StoreError};
+use fido_core::window::Window;
 
+use super::super::carrier::Heritage;
 use super::super::topology::{Index, Topology};
+use super::vault::Hold;
 use super::xl::Running;
 
 /// The first number that no event channel can have.
@@ -46,6 +50,12 @@ pub(super) struct Guest {
     /// Incarnations that it has been told of, by whatever node.
     pub(super) knows: BTreeSet<DomainId>,
     pub(super) said: Said,
+    /// What it inherits, until it is welcomed.
+    pub(super) heritage: Option<Heritage>,
+    /// Holds what it inherits, until it is ready.
+    pub(super) bequest: Option<Hold>,
+    /// Its arena, if it leaves something to a successor.
+    pub(super) kept: Option<Arc<Window>>,
 }
 
 /// Where a guest is.
@@ -64,7 +74,7 @@ pub(super) enum Step {
 }
 
 impl Guest {
-    pub(super) fn new(id: DomainId, uuid: String, command: Running) -> Self {
+    pub(super) fn new(id: DomainId, uuid: String, command: Running, heritage: Option<Heritage>) -> Self {
         Self {
             id,
             uuid,
@@ -79,6 +89,9 @@ impl Guest {
             rest_until: None,
             knows: BTreeSet::new(),
             said: Said::default(),
+            heritage,
+            bequest: None,
+            kept: None,
         }
     }
 }
@@ -88,6 +101,8 @@ impl Guest {
 pub(super) struct Said {
     is_greeted: bool,
     has_arena: bool,
+    /// Grant reference of the root page for dom0, which keeps its arena.
+    pub(super) kept: Option<u32>,
     bells: BTreeSet<u32>,
     /// Grant references of the root pages, by reader.
     pub(super) roots: BTreeMap<DomainId, u32>,
@@ -161,6 +176,8 @@ pub(super) struct Expected<'m> {
     pub(super) topology: &'m Topology,
     pub(super) index: Index,
     pub(super) arena_bytes: u64,
+    /// Its arena is kept for a successor.
+    pub(super) is_kept: bool,
     pub(super) knows: &'m BTreeSet<DomainId>,
 }
 
@@ -229,6 +246,14 @@ impl Said {
                     sayings.push(Saying::Arena);
                 }
             }
+            DomainNode::Kept if self.kept.is_none() => {
+                if !expected.is_kept {
+                    return wrong(format!("it wrote {name} although nobody keeps its arena"));
+                }
+                if let Some(value) = read()? {
+                    self.kept = Some(layout::decode(&name, &value)?);
+                }
+            }
             DomainNode::Problem => {
                 if let Some(value) = read()?.filter(|value| !value.is_empty()) {
                     let text = plain(&value);
@@ -247,6 +272,13 @@ impl Said {
         if arena.bytes != expected.arena_bytes {
             let (said, assigned) = (arena.bytes, expected.arena_bytes);
             return wrong(format!("it laid out an arena of {said} bytes, {assigned} were assigned"));
+        }
+        if arena.provider == ProviderKind::Gntalloc && expected.is_kept {
+            return wrong(
+                "its kernel has no module fido_arena, and without it its arena cannot be kept for a successor (`inherit`): \
+                 put the module into its image"
+                    .into(),
+            );
         }
         let topology = expected.topology;
         let readers = (0..topology.domains).filter(|&reader| topology.may_read(reader, expected.index)).count();

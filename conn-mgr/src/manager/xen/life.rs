@@ -7,9 +7,10 @@ use fido_core::addr::DomainId;
 use fido_core::platform::xen::layout::LayoutError;
 use fido_core::platform::xen::store::{Code, Store, StoreError};
 
-use super::super::carrier::{Gone, What};
+use super::super::carrier::{Gone, Heritage, Left, What};
 use super::super::topology::Index;
 use super::guest::{Exit, Guest, Home, Step};
+use super::vault;
 use super::xl::{self, Condition, INPUT};
 use super::{XenCarrier, is_under_way};
 use crate::xen::config;
@@ -23,7 +24,7 @@ pub(super) const UUID_PREFIX: &str = "f1d0f1d0-";
 
 impl XenCarrier {
     /// Has a guest created.
-    pub(super) fn create(&mut self, index: Index, id: DomainId) -> Result<(), String> {
+    pub(super) fn create(&mut self, index: Index, id: DomainId, heritage: Option<Heritage>) -> Result<(), String> {
         if let Some(problem) = &self.lost {
             return Err(problem.clone());
         }
@@ -34,7 +35,7 @@ impl XenCarrier {
         // Without a daemon of xl for each guest: to see what becomes of it is the manager's own task.
         let command = self.xl.begin(&["create", "-e", "-q", INPUT], &text)?;
         if let Some(place) = self.guests.get_mut(index) {
-            *place = Some(Guest::new(id, uuid, command));
+            *place = Some(Guest::new(id, uuid, command, heritage));
         }
         Ok(())
     }
@@ -203,10 +204,15 @@ impl XenCarrier {
         let clean = guest.said.exit.as_ref().is_some_and(|exit| exit.clean);
         let exit = guest.said.exit.take().map(|exit| exit.how);
         let how = guest.failed.take().or(exit).unwrap_or_else(|| "the guest was destroyed".into());
+        // The guest runs no more, so this does not change any more; its pages go with the window.
+        let left = guest
+            .kept
+            .take()
+            .and_then(|window| Some(Heritage { id: guest.id, left: Left::Bytes(vault::copy(&window)?) }));
         if let Some(home) = home {
             self.unwatch(&home);
         }
-        self.bury(index, Gone { clean, exited, said_ready: false, how, heritage: None });
+        self.bury(index, Gone { clean, exited, said_ready: false, how, heritage: left });
     }
 
     fn bury(&mut self, index: Index, gone: Gone) {

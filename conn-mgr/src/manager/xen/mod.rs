@@ -7,7 +7,9 @@
 //! * `life`: how guests are made and how they end.
 //! * `start`: what must be in order before anything is started, and what a manager that was killed has left.
 //!
-//! It holds no windows: the manager does not read the arenas of guests, so that what they count is not in the status.
+//! * `vault`: what guests leave to their successors.
+//!
+//! It maps the arenas of those guests only that leave something; what others count is not in the status.
 
 mod error;
 mod guest;
@@ -16,6 +18,7 @@ mod registry;
 mod start;
 #[cfg(test)]
 mod tests;
+mod vault;
 mod xl;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -35,6 +38,7 @@ use super::topology::{Index, Topology};
 use crate::manifest::Manifest;
 pub use error::XenError;
 use guest::{Guest, Step};
+use vault::Vault;
 use xl::{Running, Xl};
 
 /// The watch that tells of guests that are gone, or have shut themselves down.
@@ -57,6 +61,7 @@ pub(super) struct XenCarrier {
     topology: Topology,
     xl: Xl,
     store: Store,
+    vault: Box<dyn Vault>,
     /// Why xenstore cannot be used any more.
     lost: Option<String>,
     guests: Vec<Option<Guest>>,
@@ -76,8 +81,14 @@ pub(super) struct XenCarrier {
 }
 
 impl XenCarrier {
-    /// Over a toolstack and a store, with the claim on the appliance's name.
-    fn over(manifest: Arc<Manifest>, xl: Xl, store: Store, claim: OwnedFd) -> Result<Self, StoreError> {
+    /// Over a toolstack, a store and a vault, with the claim on the appliance's name.
+    fn over(
+        manifest: Arc<Manifest>,
+        xl: Xl,
+        store: Store,
+        vault: Box<dyn Vault>,
+        claim: OwnedFd,
+    ) -> Result<Self, StoreError> {
         store.watch(RELEASE, "release")?;
         Ok(Self {
             topology: Topology::of(&manifest),
@@ -85,6 +96,7 @@ impl XenCarrier {
             manifest,
             xl,
             store,
+            vault,
             lost: None,
             debts: BTreeMap::new(),
             binders: Vec::new(),
@@ -186,9 +198,8 @@ impl XenCarrier {
 }
 
 impl Carrier for XenCarrier {
-    /// Nothing is inherited on this platform; the manifest's check sees to it.
-    fn start(&mut self, index: Index, id: DomainId, _heritage: Option<Heritage>) -> Result<(), String> {
-        self.create(index, id)
+    fn start(&mut self, index: Index, id: DomainId, heritage: Option<Heritage>) -> Result<(), String> {
+        self.create(index, id, heritage)
     }
 
     fn tell(&mut self, to: DomainId, word: Word) {

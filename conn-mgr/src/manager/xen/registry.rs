@@ -3,14 +3,16 @@
 use std::time::{Duration, Instant};
 
 use fido_core::addr::DomainId;
+use fido_core::platform::xen::keeper::KEEPER;
 use fido_core::platform::xen::layout::{
     self, LAYOUT_VERSION, LayoutError, Link, MANAGER_BASE, ManagerNode, Peer, Reader,
 };
 use fido_core::platform::xen::store::StoreError;
 use fido_core::platform::xen::store::wire::{Access, Permission};
+use fido_core::platform::xen::window::Owner;
 use serde::Serialize;
 
-use super::super::carrier::What;
+use super::super::carrier::{Heritage, Left, What};
 use super::super::event_loop::index_of;
 use super::super::topology::Index;
 use super::guest::{Expected, Flaw, Saying};
@@ -28,6 +30,15 @@ impl XenCarrier {
         };
         let Some(assignment) = self.manifest.assignment(index, id) else { return Ok(()) };
         let document = serde_json::to_vec(&assignment).unwrap_or_default();
+        let mut told = Vec::new();
+        if self.manifest.domains.get(index).is_some_and(|domain| domain.inherit) {
+            let keeper = ManagerNode::Keeper;
+            told.push((keeper, layout::encode(&keeper.name(), &Reader { domain: KEEPER })?));
+        }
+        if let Some(left) = self.bequeath(index, domain) {
+            let node = ManagerNode::Predecessor;
+            told.push((node, layout::encode(&node.name(), &left)?));
+        }
         let permissions = [Permission { domain: 0, access: Access::None }, Permission { domain, access: Access::Read }];
         let mut failed = None;
         self.store.transaction(|view| {
@@ -40,9 +51,55 @@ impl XenCarrier {
                 Err(LayoutError::Store(error)) => return Err(error),
                 Err(error) => failed = Some(error),
             }
+            for (node, value) in &told {
+                view.write(&node.path(&home), value)?;
+            }
             view.write(&ManagerNode::Version.path(&home), LAYOUT_VERSION.to_string().as_bytes())
         })?;
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Gives a new guest, whose number is `heir`, what it inherits. Without, it begins as if nothing had been left.
+    fn bequeath(&mut self, index: Index, heir: u16) -> Option<layout::Predecessor> {
+        let guest = self.guests.get_mut(index)?.as_mut()?;
+        let Heritage { id: of, left: Left::Bytes(bytes) } = guest.heritage.take()? else { return None };
+        match self.vault.bequeath(of, &bytes, heir) {
+            Ok((left, hold)) => {
+                guest.bequest = Some(hold);
+                Some(left)
+            }
+            Err(error) => {
+                let id = guest.id;
+                tracing::warn!(%of, %error, "what a guest has left cannot be given to its successor");
+                self.report(id, What::Trouble(format!("it begins without what domain {of} has left: {error}")));
+                None
+            }
+        }
+    }
+
+    /// Keeps the arena of a guest that is to leave it to a successor.
+    fn keep(&mut self, id: DomainId) -> What {
+        let index = index_of(id);
+        let Some(domain) = index.and_then(|index| self.manifest.domains.get(index)).filter(|domain| domain.inherit)
+        else {
+            return What::Arena(None);
+        };
+        let (bytes, number) = (domain.arena, self.domain(id));
+        let Some((number, root)) = number.zip(self.of(id).and_then(|guest| guest.said.kept)) else {
+            return What::Fault("it has an arena, but has not granted it to dom0, which is to keep it".into());
+        };
+        match self.vault.keep(Owner { id, domain: number, bytes }, root) {
+            Ok(window) => {
+                if let Some(guest) = self.of(id) {
+                    guest.kept = Some(window.clone());
+                }
+                What::Arena(Some(window))
+            }
+            Err(error) => {
+                self.report(id, What::Trouble(format!("it can leave nothing to a successor: {error}")));
+                What::Arena(None)
+            }
+        }
     }
 
     /// A guest is there: tells it its only reader, and whose only reader it is. Without the kernel module an arena can
@@ -184,7 +241,8 @@ impl XenCarrier {
     /// Hears what a guest says, if there is something new; whether it was looked at.
     pub(super) fn listen(&mut self, index: Index, now: Instant) -> bool {
         let Some((id, home)) = self.home_at(index).filter(|_| self.lost.is_none()) else { return false };
-        let bytes = self.manifest.domains.get(index).map_or(0, |domain| domain.arena);
+        let (bytes, is_kept) =
+            self.manifest.domains.get(index).map_or((0, false), |domain| (domain.arena, domain.inherit));
         let Some(guest) = self.guests.get_mut(index).and_then(Option::as_mut) else { return false };
         if !guest.is_news || guest.rest_until.is_some_and(|until| until > now) {
             return false;
@@ -205,7 +263,7 @@ impl XenCarrier {
         if guest.is_killed {
             return true;
         }
-        let expected = Expected { topology: &self.topology, index, arena_bytes: bytes, knows: &guest.knows };
+        let expected = Expected { topology: &self.topology, index, arena_bytes: bytes, is_kept, knows: &guest.knows };
         match guest.said.listen(&self.store, &home, &expected) {
             Ok(sayings) => sayings.into_iter().for_each(|saying| self.take(id, saying)),
             Err(flaw) => self.deaf(id, flaw),
@@ -222,7 +280,7 @@ impl XenCarrier {
 
     fn take(&mut self, id: DomainId, saying: Saying) {
         let what = match saying {
-            Saying::Arena => What::Arena(None),
+            Saying::Arena => self.keep(id),
             Saying::Bells(link) => What::Bells(link),
             Saying::Root(reader) => return self.granted(id, reader),
             Saying::Ports(link, peer) => {
@@ -231,7 +289,13 @@ impl XenCarrier {
             }
             Saying::Mapped(of) => What::Mapped(of),
             Saying::Passed(dead, except) => What::Passed { dead, except },
-            Saying::Ready(notes) => What::Ready(notes),
+            Saying::Ready(notes) => {
+                // Whatever was left to it, it has taken over.
+                if let Some(guest) = self.of(id) {
+                    guest.bequest = None;
+                }
+                What::Ready(notes)
+            }
             Saying::Problem(problem) => {
                 let name = index_of(id).map_or("", |index| self.name(index));
                 tracing::warn!(domain = name, generation = %id.generation, problem, "a domain has a problem");

@@ -8,6 +8,7 @@ use fido_core::platform::xen::store::Store;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::life::{UUID_PREFIX, guests};
+use super::vault::{KernelVault, Vault};
 use super::xl::Xl;
 use super::{XenCarrier, XenError};
 use crate::manifest::Manifest;
@@ -20,11 +21,16 @@ impl XenCarrier {
         let xl = Xl::find()?;
         let store = Store::connect()?;
         check_files(&manifest)?;
-        Self::prepare(manifest, xl, store)
+        Self::prepare(manifest, xl, store, Box::new(KernelVault))
     }
 
-    /// The rest of it, with a toolstack and a store.
-    pub(super) fn prepare(manifest: Arc<Manifest>, xl: Xl, store: Store) -> Result<Self, XenError> {
+    /// The rest of it, with a toolstack, a store and a vault.
+    pub(super) fn prepare(
+        manifest: Arc<Manifest>,
+        xl: Xl,
+        store: Store,
+        vault: Box<dyn Vault>,
+    ) -> Result<Self, XenError> {
         let claim = claim(&manifest.appliance)?;
         let (needed, allowed) = (limits::of_hypervisor(&manifest), xl.limits()?);
         if needed.grant_frames > allowed.grant_frames || needed.maptrack_frames > allowed.maptrack_frames {
@@ -32,7 +38,7 @@ impl XenCarrier {
             return Err(XenError::Limits { needed, allowed, line });
         }
         sweep(&manifest, &xl, &store)?;
-        Ok(Self::over(manifest, xl, store, claim)?)
+        Ok(Self::over(manifest, xl, store, vault, claim)?)
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod bench;
 mod puppet;
+mod vault;
 
 use std::time::Duration;
 
@@ -117,6 +118,44 @@ const HOSTILE: [(&str, &str, &str); 19] = [
     ("passed/GOOD-1", "{}", "of whose death it was not told"),
     ("ready/0", "{\"a\":1}", "ready: invalid type"),
 ];
+
+#[test]
+fn what_a_guest_leaves_is_given_to_its_successor_and_let_go_when_that_serves() {
+    let mut bench = Bench::new("heritage");
+    bench.domain("fs", "inherit = true").domain("net", "").link("nfs", "net", "fs", 1);
+    let manager = bench.start();
+    let guest = manager.wait_ready(PATIENCE).unwrap().domain("fs").unwrap().guest.unwrap();
+    let keeper = |guest: u16| bench.store(guest).now().read_if_any("fido/keeper").unwrap();
+    let net = manager.status().domain("net").unwrap().guest.unwrap();
+    assert_eq!((keeper(guest).is_some(), keeper(net)), (true, None), "only who inherits has a keeper");
+    assert!(!bench.log().iter().any(|line| line.contains("finds")), "nobody has died: {:#?}", bench.log());
+    bench.destroy(guest);
+    bench.wait_for("fs 2 finds 79 of 1");
+    bench.wait_for("1.1 is let go");
+    let heir = manager.status().domain("fs").unwrap().guest.unwrap();
+    let given = bench.position(&format!("1.1, of 1.1, for guest {heir}"));
+    assert!(given < bench.position("fs 2 finds 79 of 1") && given < bench.position("1.1 is let go"));
+    // The next one inherits from this one, and nothing of the first.
+    manager.wait_ready(PATIENCE).unwrap();
+    bench.destroy(heir);
+    bench.wait_for("fs 3 finds 79 of 2");
+    bench.wait_for("1.2 is let go");
+    manager.shutdown(PATIENCE).unwrap();
+}
+
+#[test]
+fn a_heritage_that_cannot_be_kept_costs_the_heritage_and_no_more() {
+    let mut bench = Bench::new("no-vault");
+    bench.domain("fs", "inherit = true");
+    bench.fail_vault();
+    let manager = bench.start();
+    let status = manager.wait_ready(PATIENCE).unwrap();
+    assert!(problem(&status, "fs").contains("it can leave nothing to a successor"), "{status:#?}");
+    bench.destroy(status.domain("fs").unwrap().guest.unwrap());
+    assert!(manager.wait_until(PATIENCE, |s| s.is_ready() && s.domain("fs").is_some_and(|fs| fs.generation == 2)));
+    assert!(!bench.log().iter().any(|line| line.contains("finds")), "{:#?}", bench.log());
+    manager.shutdown(PATIENCE).unwrap();
+}
 
 #[test]
 fn what_a_guest_may_not_say_is_refused_and_costs_only_that_guest() {

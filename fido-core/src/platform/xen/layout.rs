@@ -73,6 +73,10 @@ pub enum ManagerNode {
     Assignment,
     /// The number of the only Xen domain that will read this one's arena: what stock gntalloc needs to know first.
     Pair,
+    /// A [`Reader`]: the domain that keeps the arena for a successor. It is to be granted to it before it is offered.
+    Keeper,
+    /// A [`Predecessor`]: what an earlier incarnation has left. Written before the domain begins.
+    Predecessor,
     /// A [`Reader`]: the arena is to be granted to it. Removed when it is dead.
     Reader(DomainId),
     /// A [`Peer`]: an arena to be mapped. Says so when it is dead; removed when its fence is complete.
@@ -97,6 +101,8 @@ pub enum DomainNode {
     Arena,
     /// The frame number of a root page of frames, for foreign mapping by dom0. Missing where frames are not known.
     Frames,
+    /// The grant reference of the root page for the keeper.
+    Kept,
     /// The number of lanes of a link, ready to be connected.
     Bells(u32),
     /// The grant reference of the root page for a reader.
@@ -144,6 +150,8 @@ impl ManagerNode {
             Self::Version => "version".into(),
             Self::Assignment => "assignment".into(),
             Self::Pair => "pair".into(),
+            Self::Keeper => "keeper".into(),
+            Self::Predecessor => "predecessor".into(),
             Self::Reader(id) => format!("readers/{}", id_name(id)),
             Self::Peer(id) => format!("peers/{}", id_name(id)),
             Self::Link { link, peer } => format!("links/{link}-{}", id_name(peer)),
@@ -157,6 +165,8 @@ impl ManagerNode {
             None if name == "version" => Self::Version,
             None if name == "assignment" => Self::Assignment,
             None if name == "pair" => Self::Pair,
+            None if name == "keeper" => Self::Keeper,
+            None if name == "predecessor" => Self::Predecessor,
             None if name == "stop" => Self::Stop,
             Some(("assignment", _)) => Self::Assignment,
             Some(("readers", id)) => Self::Reader(parse_id(id)?),
@@ -182,6 +192,7 @@ impl DomainNode {
             Self::Version => "version".into(),
             Self::Arena => "arena".into(),
             Self::Frames => "frames".into(),
+            Self::Kept => "kept".into(),
             Self::Bells(link) => format!("bells/{link}"),
             Self::Root(id) => format!("roots/{}", id_name(id)),
             Self::Ports { link, peer } => format!("ports/{link}-{}", id_name(peer)),
@@ -198,6 +209,7 @@ impl DomainNode {
             None if name == "version" => Self::Version,
             None if name == "arena" => Self::Arena,
             None if name == "frames" => Self::Frames,
+            None if name == "kept" => Self::Kept,
             None if name == "ready" => Self::Ready,
             None if name == "problem" => Self::Problem,
             Some(("ready", _)) => Self::Ready,
@@ -230,6 +242,20 @@ fn join(home: &str, base: &str, name: &str) -> String {
 pub struct Reader {
     /// Its number on this Xen host.
     pub domain: u16,
+}
+
+/// What an earlier incarnation has left: an arena that has its heritage and nothing else, in the keeper's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Predecessor {
+    /// Which incarnation.
+    pub id: WireId,
+    /// The keeper's number on this Xen host.
+    pub domain: u16,
+    /// The grant reference of the root page.
+    pub root: u32,
+    /// The arena's length in bytes.
+    pub bytes: u64,
 }
 
 /// An arena to be mapped, or one whose owner is dead.

@@ -8,6 +8,7 @@ pub mod devices;
 pub mod directory;
 pub mod error;
 pub mod follower;
+pub mod keeper;
 pub mod layout;
 #[cfg(feature = "libxen")]
 mod libxen;

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::follower::Snapshot;
 use super::layout::{self, DOMAIN_BASE, DomainNode, LayoutError, MANAGER_BASE, ManagerNode, check_domain, wrong};
 use super::store::{Store, StoreError};
+use super::window::Owner;
 use crate::assignment::Assignment;
 
 /// The longest text of `problem`, in bytes.
@@ -68,11 +70,28 @@ impl Nodes {
     }
 
     pub(super) fn pair(&self) -> Result<Option<u16>, LayoutError> {
-        let name = ManagerNode::Pair.name();
-        match self.store.now().read_if_any(&ManagerNode::Pair.path(&self.home))? {
-            Some(value) => check_domain(&name, layout::decode(&name, &value)?).map(Some),
-            None => Ok(None),
-        }
+        let pair: Option<u16> = self.read(ManagerNode::Pair)?;
+        pair.map(|pair| check_domain(&ManagerNode::Pair.name(), pair)).transpose()
+    }
+
+    /// The number of the domain that keeps the arena for a successor, if one does.
+    pub(super) fn keeper(&self) -> Result<Option<u16>, LayoutError> {
+        let keeper: Option<layout::Reader> = self.read(ManagerNode::Keeper)?;
+        keeper.map(|keeper| check_domain(&ManagerNode::Keeper.name(), keeper.domain)).transpose()
+    }
+
+    /// What an earlier incarnation has left, if there is something.
+    pub(super) fn predecessor(&self) -> Result<Option<(Owner, u32)>, LayoutError> {
+        let name = ManagerNode::Predecessor.name();
+        let Some(left) = self.read::<layout::Predecessor>(ManagerNode::Predecessor)? else { return Ok(None) };
+        let id = left.id.check().ok_or_else(|| wrong(&name, "it is of no incarnation", &[]))?;
+        let domain = check_domain(&name, left.domain)?;
+        Ok(Some((Owner { id, domain, bytes: left.bytes }, left.root)))
+    }
+
+    fn read<T: DeserializeOwned>(&self, node: ManagerNode) -> Result<Option<T>, LayoutError> {
+        let value = self.store.now().read_if_any(&node.path(&self.home))?;
+        value.map(|value| layout::decode(&node.name(), &value)).transpose()
     }
 
     /// What the manager tells now. Nodes that make no sense are left out and reported.

@@ -12,6 +12,7 @@ use fido_core::platform::xen::store::fake::FakeStore;
 use super::super::{XenCarrier, Xl};
 pub use super::puppet::Manners;
 use super::puppet::Puppet;
+use super::vault::TestVault;
 use crate::manager::{Manager, ManagerError, Options};
 use crate::manifest::Manifest;
 use crate::placement::Plan;
@@ -44,6 +45,7 @@ struct Machine {
     domains: Vec<String>,
     failing_creates: BTreeMap<String, String>,
     failing_destroys: u32,
+    failing_vault: bool,
     allowed: String,
     log: Arc<Mutex<Vec<String>>>,
 }
@@ -134,8 +136,17 @@ impl Bench {
         let plan = Plan::here(&manifest);
         Manager::launch(manifest, options, &plan, |manifest, _| {
             let xl = Xl(self.folder.path().join("xl"));
-            Ok(Box::new(XenCarrier::prepare(manifest, xl, self.store.connect(0))?))
+            let vault = {
+                let machine = lock(&self.machine);
+                TestVault { log: machine.log.clone(), fails: machine.failing_vault }
+            };
+            Ok(Box::new(XenCarrier::prepare(manifest, xl, self.store.connect(0), Box::new(vault))?))
         })
+    }
+
+    /// dom0 can neither keep arenas nor give anything to successors from now on.
+    pub fn fail_vault(&self) {
+        lock(&self.machine).failing_vault = true;
     }
 
     pub fn log(&self) -> Vec<String> {

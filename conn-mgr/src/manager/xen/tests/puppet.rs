@@ -83,6 +83,15 @@ impl Puppet {
         let document = layout::read_document(&self.store.now(), &ManagerNode::Assignment.path(""))?;
         let assignment: Assignment = serde_json::from_slice(&document).unwrap();
         self.say(DomainNode::Version, "1")?;
+        if self.read("keeper")?.is_some_and(|keeper| keeper == b"{\"domain\":0}") {
+            self.say(DomainNode::Kept, "78")?;
+        }
+        if let Some(left) = self.read("predecessor")? {
+            let left: layout::Predecessor = layout::decode("predecessor", &left)?;
+            let (id, root) = (left.id.check().unwrap(), left.root);
+            let line = format!("{} {} finds {root} of {}", assignment.domain, assignment.id.generation, id.generation);
+            self.log.lock().unwrap().push(line);
+        }
         self.say(DomainNode::Arena, &format!("{{\"bytes\":{},\"provider\":\"module\"}}", assignment.arena_bytes))?;
         for link in &assignment.links {
             self.say(DomainNode::Bells(link.link), &link.lanes.to_string())?;

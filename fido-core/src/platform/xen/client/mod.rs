@@ -9,6 +9,7 @@ mod machine;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,10 +21,11 @@ use super::nodes::Nodes;
 use super::store::{Store, StoreError};
 use super::window::Owner;
 use crate::addr::DomainId;
-use crate::arena::RawArena;
+use crate::arena::{Peer, RawArena};
 use crate::assignment::Assignment;
 use crate::bell::{Bell, Ringer};
 use crate::platform::{Event, Platform, PlatformError, Reporter};
+use crate::window::Window;
 
 /// How long a guest waits for the manager to tell it what it is to be.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -42,6 +44,8 @@ pub struct XenPlatform {
     readers: HashMap<DomainId, u16>,
     peers: Arc<Mutex<Peers>>,
     arena: Option<layout::Arena>,
+    /// What the predecessor left, until it is asked for.
+    predecessor: Option<Window>,
 }
 
 /// What may be reported of whom: a word that comes too late must leave no node behind.
@@ -93,6 +97,15 @@ impl XenPlatform {
             let node = layout::ManagerNode::Version.path(home);
             return Err(PlatformError::NoManager(format!("within {} s nobody wrote {node}", patience.as_secs())));
         };
+        let (mut devices, mut predecessor) = (devices, None);
+        match open_predecessor(&nodes, devices.as_mut(), own_number) {
+            Ok(window) => predecessor = window,
+            // A domain can live without.
+            Err(error) => {
+                tracing::warn!(%error, "what the predecessor has left cannot be had");
+                nodes.complain(&error);
+            }
+        }
         Ok(Self {
             nodes,
             devices,
@@ -103,6 +116,7 @@ impl XenPlatform {
             readers: HashMap::new(),
             peers: Arc::default(),
             arena: None,
+            predecessor,
         })
     }
 
@@ -199,6 +213,15 @@ impl std::fmt::Debug for XenPlatform {
     }
 }
 
+/// The window on what an earlier incarnation has left.
+fn open_predecessor(nodes: &Nodes, devices: &mut dyn Devices, own_number: u16) -> Result<Option<Window>, XenError> {
+    let Some((owner, root)) = nodes.predecessor()? else { return Ok(None) };
+    let window = devices.map(owner, own_number, root)?;
+    Peer::read(&window)
+        .map_err(|error| XenError::System { step: "read a heritage", source: io::Error::other(error) })?;
+    Ok(Some(window))
+}
+
 /// A connection that is at its end means that nothing will be heard of the manager any more.
 fn ended(error: StoreError) -> PlatformError {
     tracing::error!(%error, "the manager cannot be heard any more");
@@ -228,6 +251,10 @@ impl Platform for XenPlatform {
         &self.assignment
     }
 
+    fn take_predecessor(&mut self) -> Option<Window> {
+        self.predecessor.take()
+    }
+
     fn create_arena(&mut self, id: DomainId, bytes: u64) -> Result<RawArena, PlatformError> {
         let nodes = &self.nodes;
         let mut pair = || {
@@ -251,6 +278,11 @@ impl Platform for XenPlatform {
         let mut say = || -> Result<(), XenError> {
             if let Some(frame) = self.devices.root_frame()? {
                 self.nodes.say(DomainNode::Frames, &frame)?;
+            }
+            // Before anybody hears of the arena: whoever dies from then on leaves it.
+            if let Some(keeper) = self.nodes.keeper()? {
+                let root = self.devices.grant(keeper)?;
+                self.nodes.say(DomainNode::Kept, &root)?;
             }
             self.nodes.say(DomainNode::Arena, &arena)?;
             for (link, bells) in bells {

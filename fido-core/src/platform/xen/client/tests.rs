@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::layout::{LayoutError, Link, ManagerNode, Peer, Reader, write_document};
+use super::super::layout::{LayoutError, Link, ManagerNode, Peer, Predecessor, Reader, write_document};
 use super::super::store::fake::FakeStore;
 use super::machine::Machine;
 use super::*;
@@ -104,6 +104,15 @@ impl Manager {
     fn domain(&self, number: u16, assignment: &Assignment) -> Domain {
         self.announce(number, assignment);
         Domain::on(Box::new(self.platform(number).unwrap())).unwrap()
+    }
+
+    /// As [`Manager::domain`], for one whose arena is kept by `keeper`, and who inherits what is said.
+    fn heir(&self, number: u16, assignment: &Assignment, keeper: u16, left: Option<Predecessor>) -> Domain {
+        self.tell(number, ManagerNode::Keeper, &Reader { domain: keeper });
+        if let Some(left) = left {
+            self.tell(number, ManagerNode::Predecessor, &left);
+        }
+        self.domain(number, assignment)
     }
 
     /// Lets `reader` map the arena of `owner`.
@@ -275,4 +284,31 @@ fn the_end_of_xenstored_is_the_end_of_the_manager() {
     let mut platform = manager.platform(5).unwrap();
     manager.fake.die();
     assert!(matches!(platform.next_event(), Err(PlatformError::ManagerGone)));
+}
+
+#[test]
+fn an_arena_is_kept_before_it_is_offered_and_a_successor_reads_it() {
+    let manager = Manager::new();
+    let first = manager.heir(5, &Manager::assignment(1, 1, 1), 4, None);
+    assert!(first.take_predecessor().is_none());
+    let root: u32 = manager.wait(5, DomainNode::Kept);
+    assert_eq!(manager.machine.granted_to(4), 1);
+    let mut heritage = crate::heritage::Heritage::new(first.memory(), 64).unwrap();
+    heritage.write(0, b"promised");
+    heritage.announce();
+    // The keeper hands on to guest 6 what it has itself: here, another grant of the same arena.
+    let reader = id(2, 1);
+    manager.tell(5, ManagerNode::Reader(reader), &Reader { domain: 6 });
+    let handed: u32 = manager.wait(5, DomainNode::Root(reader));
+    assert_ne!(handed, root);
+    let left = |root| Predecessor { id: WireId { slot: 1, generation: 1 }, domain: 5, root, bytes: BYTES };
+    let second = manager.heir(6, &Manager::assignment(1, 2, 1), 4, Some(left(handed)));
+    let window = second.take_predecessor().unwrap();
+    let inherited = crate::heritage::Inherited::of(&window).unwrap().unwrap();
+    assert_eq!(&inherited.to_vec()[..8], b"promised");
+    assert_eq!(window.id(), id(1, 1));
+    // What cannot be mapped is said, and lived without.
+    let third = manager.heir(7, &Manager::assignment(1, 3, 1), 4, Some(left(4711)));
+    assert!(third.take_predecessor().is_none());
+    assert!(manager.said(7, DomainNode::Problem).is_some());
 }
