@@ -293,7 +293,7 @@ fn an_arena_is_kept_before_it_is_offered_and_a_successor_reads_it() {
     assert!(first.take_predecessor().is_none());
     let root: u32 = manager.wait(5, DomainNode::Kept);
     assert_eq!(manager.machine.granted_to(4), 1);
-    let mut heritage = crate::heritage::Heritage::new(first.memory(), 64).unwrap();
+    let mut heritage = crate::heritage::Heritage::new(&first.memory(), 64).unwrap();
     heritage.write(0, b"promised");
     heritage.announce();
     // The keeper hands on to guest 6 what it has itself: here, another grant of the same arena.
