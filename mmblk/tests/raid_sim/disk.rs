@@ -15,6 +15,7 @@ use mmblk::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Featu
 
 pub const SECTOR: usize = 512;
 type Sector = [u8; SECTOR];
+const NEVER: u64 = u64::MAX;
 
 /// Numbers from a seed.
 #[derive(Clone)]
@@ -198,6 +199,16 @@ impl DiskQueue {
         }
     }
 
+    /// It was in flight at the end.
+    fn tear(&self, op: &BlockOp, upto: u64) {
+        if let BlockOp::Write { offset, data, .. } = op
+            && upto != NEVER
+        {
+            let torn = (*offset, self.bytes(data));
+            self.disk.state().torn.push(torn);
+        }
+    }
+
     fn bytes(&self, data: &Payload) -> Vec<u8> {
         let mut bytes = vec![0; data.len() as usize];
         self.memory.read_header(data, 0, &mut bytes).unwrap();
@@ -218,7 +229,8 @@ impl BlockQueue for DiskQueue {
         if self.pending.len() >= 32 {
             return Err(Busy(op));
         }
-        let upto = self.disk.state().writes;
+        // What is asked for after the power has failed has never been asked for.
+        let upto = if self.disk.power.is_off() { NEVER } else { self.disk.state().writes };
         self.pending.push((id, op, upto));
         Ok(())
     }
@@ -228,11 +240,8 @@ impl BlockQueue for DiskQueue {
             return None;
         }
         if self.disk.power.is_off() {
-            let (id, op, _) = self.pending.remove(0);
-            if let BlockOp::Write { offset, data, .. } = &op {
-                let torn = (*offset, self.bytes(data));
-                self.disk.state().torn.push(torn);
-            }
+            let (id, op, upto) = self.pending.remove(0);
+            self.tear(&op, upto);
             return Some(BlockCompletion { id, result: Err(BlockError::Io { errno: 5 }) });
         }
         if self.disk.random.chance(50) {
@@ -262,11 +271,8 @@ impl Source for DiskQueue {
 
 impl Drop for DiskQueue {
     fn drop(&mut self) {
-        for (_, op, _) in std::mem::take(&mut self.pending) {
-            if let BlockOp::Write { offset, data, .. } = &op {
-                let torn = (*offset, self.bytes(data));
-                self.disk.state().torn.push(torn);
-            }
+        for (_, op, upto) in std::mem::take(&mut self.pending) {
+            self.tear(&op, upto);
         }
     }
 }
