@@ -222,6 +222,10 @@ impl Run {
         let whole: Vec<usize> = (0..self.disks.len()).filter(|disk| !self.disks[*disk].is_broken()).collect();
         trace(|| format!("a disk fails: {status:?}"));
         self.disks[whole[self.random.below(whole.len() as u64) as usize]].fail();
+        if self.random.chance(40) {
+            // Whatever has made it fail takes the rest down in a moment.
+            self.power.set(1 + self.random.below(40));
+        }
         if self.random.chance(60) {
             let disk = Disk::new(self.member_bytes, &self.random, &self.power);
             queue.add_spare(MemberQueue::new(disk.queue(&self.memory))).unwrap();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::description::Description;
-use super::{Device, OpenError, layers, leaves, remote};
+use super::{Device, OpenError, layers, leaves, raid, remote};
 
 /// Opens a device as its description says, and what it is made of.
 type Open = fn(&Description) -> Result<Arc<dyn Device>, OpenError>;
@@ -13,6 +13,9 @@ const KINDS: &[(&str, Open)] = &[
     ("memory", leaves::memory),
     ("file", leaves::file),
     ("nbd", remote::nbd),
+    ("raid0", raid::raid0),
+    ("raid1", raid::raid1),
+    ("raid5", raid::raid5),
     ("trace", layers::trace),
     ("delay", layers::delay),
     ("fault", layers::fault),

@@ -11,6 +11,7 @@ pub mod description;
 mod layers;
 mod leaves;
 pub mod options;
+mod raid;
 mod remote;
 
 use std::fmt::Debug;

@@ -1,0 +1,173 @@
+//! Arrays of devices: see [`crate::backend::raid`].
+//!
+//! | kind | options |
+//! |---|---|
+//! | `raid0`, `raid1`, `raid5` | `create=yes`: make one, if none of the members has been part of any; then `chunk`, `log` (sizes) and `zeroed=yes` (the members read as zeros) count. `degraded=yes`: a member may be missing that the others count on. `replace=yes`: members that are new, or stale, are filled again. `strict=yes`: whole stripes are recorded too. `rate`: bytes of a member per second for rebuild and scrub. `depth` (128) |
+//!
+//! An array has one queue, see `docs/adr/0023-one-thread-per-array.md`: its component serves one lane.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fido_core::memory::Memory;
+use fido_core::testing::private_memory;
+
+use super::catalogue::open_members;
+use super::description::Description;
+use super::options::Options;
+use super::{BoxQueue, Device, OpenError};
+use crate::backend::raid::assemble::{AssembleError, assemble, examine};
+use crate::backend::raid::create::{CreateOptions, create};
+use crate::backend::raid::layout::Level;
+use crate::backend::raid::superblock::SuperblockError;
+use crate::backend::raid::{MemberQueue, RaidError, RaidOptions};
+use crate::queue::Geometry;
+
+/// Buffers to look at the members with, before the array has its domain's.
+const LOOK_BYTES: u64 = 8 << 20;
+
+#[derive(Debug)]
+struct RaidDevice {
+    kind: String,
+    /// The array's.
+    members: Vec<Arc<dyn Device>>,
+    /// To be filled.
+    spares: Vec<Arc<dyn Device>>,
+    options: RaidOptions,
+    geometry: Geometry,
+    taken: AtomicBool,
+}
+
+pub(super) fn raid0(device: &Description) -> Result<Arc<dyn Device>, OpenError> {
+    raid(device, Level::Raid0)
+}
+
+pub(super) fn raid1(device: &Description) -> Result<Arc<dyn Device>, OpenError> {
+    raid(device, Level::Raid1)
+}
+
+pub(super) fn raid5(device: &Description) -> Result<Arc<dyn Device>, OpenError> {
+    raid(device, Level::Raid5)
+}
+
+fn raid(device: &Description, level: Level) -> Result<Arc<dyn Device>, OpenError> {
+    let other = |error: RaidError| OpenError::Other { kind: device.kind.clone(), error: error.into() };
+    let mut options = Options::of(device);
+    let usual = CreateOptions::new(level);
+    let (may_create, replace) = (options.flag("create")?, options.flag("replace")?);
+    let chunk = options.size("chunk")?.unwrap_or(usual.chunk.into());
+    let make = CreateOptions {
+        level,
+        chunk: u32::try_from(chunk).unwrap_or(u32::MAX),
+        log_bytes: options.size("log")?.unwrap_or(usual.log_bytes),
+        zeroed: options.flag("zeroed")?,
+    };
+    let usual = RaidOptions::default();
+    let run = RaidOptions {
+        depth: options.number("depth")?.unwrap_or(usual.depth),
+        log_full_stripes: options.flag("strict")?,
+        rate: options.size("rate")?,
+        allow_degraded: options.flag("degraded")?,
+        ..usual
+    };
+    options.done()?;
+    let memory = private_memory(LOOK_BYTES);
+    let mut members = open_members(device)?;
+    if may_create && is_new(&members, run, &memory)? {
+        create(queues(&members, &memory)?, &make, &memory).map_err(other)?;
+    }
+    let mut spares = Vec::new();
+    let newest = loop {
+        match examine(queues(&members, &memory)?, None, run, &memory) {
+            Ok(choice) => break choice.newest,
+            Err(RaidError::Assemble(
+                AssembleError::NoSuperblock { member, .. } | AssembleError::Stale { member, .. },
+            )) if replace && members.len() > 1 => spares.push(members.remove(member)),
+            Err(error) => return Err(other(error)),
+        }
+    };
+    if newest.layout.level != level {
+        let found = newest.layout.level.number();
+        return Err(Options::of(device).error("the members", format!("they are a raid{found}")));
+    }
+    let geometry = Geometry { bytes: newest.layout.bytes(), block: newest.block, depth: run.depth };
+    geometry.checked().map_err(|error| other(error.into()))?;
+    let (kind, taken) = (device.kind.clone(), AtomicBool::new(false));
+    Ok(Arc::new(RaidDevice { kind, members, spares, options: run, geometry, taken }))
+}
+
+/// Whether none of the members has a superblock, not even a damaged one.
+fn is_new(members: &[Arc<dyn Device>], options: RaidOptions, memory: &Memory) -> Result<bool, OpenError> {
+    for member in members {
+        let looked = examine(queues(std::slice::from_ref(member), memory)?, None, options, memory);
+        let none = AssembleError::NoSuperblock { member: 0, error: SuperblockError::Magic };
+        if !matches!(looked, Err(RaidError::Assemble(error)) if error == none) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn queues(members: &[Arc<dyn Device>], memory: &Memory) -> Result<Vec<MemberQueue>, OpenError> {
+    members.iter().map(|member| Ok(MemberQueue::new(member.queue(memory)?))).collect()
+}
+
+impl Device for RaidDevice {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Assembles the array; once.
+    fn queue(&self, memory: &Memory) -> Result<BoxQueue, OpenError> {
+        let other = |error: RaidError| OpenError::Other { kind: self.kind.clone(), error: error.into() };
+        // Relaxed: it orders nothing but itself.
+        if self.taken.swap(true, Ordering::Relaxed) {
+            let reason = "an array has one queue, so its component can serve one lane only".into();
+            return Err(OpenError::Option { kind: self.kind.clone(), what: "a second queue".into(), reason });
+        }
+        let mut array = assemble(queues(&self.members, memory)?, None, self.options, memory).map_err(other)?;
+        for spare in queues(&self.spares, memory)? {
+            array.add_spare(spare).map_err(other)?;
+        }
+        Ok(Box::new(array))
+    }
+
+    /// An array keeps its size.
+    fn refresh(&self) -> Result<(), OpenError> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::open_text;
+    use super::*;
+
+    const FOUR: &str = "memory:4MiB,block=512; memory:4MiB,block=512; memory:4MiB,block=512; memory:4MiB,block=512";
+
+    #[test]
+    fn arrays_by_their_description() {
+        let memory = private_memory(8 << 20);
+        for (kind, chunks) in [("raid0", 4), ("raid1", 1), ("raid5", 3)] {
+            let text = format!("{kind}(create=yes,zeroed=yes,chunk=64KiB,log=512KiB; {FOUR})");
+            let device = open_text(&text).unwrap();
+            assert_eq!(device.geometry().bytes, ((4 << 20) - (640 << 10)) * chunks, "{kind}");
+            assert_eq!(device.queue(&memory).unwrap().geometry(), device.geometry());
+            assert!(device.queue(&memory).is_err(), "a second queue");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, part) in [
+            (format!("raid5({FOUR})"), "no superblock"),
+            (format!("raid5(create=yes,chunk=3; {FOUR})"), "chunk"),
+            (format!("raid5(create=yes,log=1KiB; {FOUR})"), "log"),
+            (format!("raid5(color=red; {FOUR})"), "color"),
+            ("raid5(create=yes; memory:32MiB; memory:32MiB)".into(), "2 members"),
+        ] {
+            let error = open_text(&text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+}
