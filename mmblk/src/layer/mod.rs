@@ -7,7 +7,7 @@
 //! | [`fault::Fault`] | makes requests fail, vanish, tear or stall by rules, reproducibly; a whole device can die |
 //! | [`delay::Delay`] | makes each completion wait, as a slow disk or a long way would |
 //!
-//! A layer is a [`BlockQueue`] like what it wraps, so layers can be put around layers. Each queue of a device gets its own;
+//! A layer is a [`crate::queue::BlockQueue`] like what it wraps, so layers can be put around layers. Each queue of a device gets its own;
 //! what they share (counts, a dead device) is a handle that clones.
 
 pub mod delay;

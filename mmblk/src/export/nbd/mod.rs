@@ -14,7 +14,7 @@
 //! * A client can hold up only itself: what is under way for it is bounded by [`Limits`], and it is not read while it is
 //!   at its bound. Where the device has no place for a request, clients take turns.
 //! * What the device cannot do is not offered. A flush covers the answered writes of all clients, on all connections, as
-//!   every [`BlockQueue`](crate::queue::BlockQueue) promises: so several connections of one client are welcome.
+//!   every [`BlockQueue`] promises: so several connections of one client are welcome.
 //!
 //! When a client vanishes with requests at the device, nobody can enter that export until these have ended: else an old
 //! write might overtake a new one. (What the kernel still holds of a client's bytes when the next one enters, nobody can

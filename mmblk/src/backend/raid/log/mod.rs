@@ -1,7 +1,7 @@
 //! The log that closes the write hole: what is reserved on each member, what is still needed, when it is not any more.
 //!
 //! Each member has a log of its own, a ring of records behind two blocks in which the tail is kept by turns. Nothing here
-//! does input or output; [`super::protect`] does. The rules:
+//! does input or output; `protect` does. The rules:
 //!
 //! * A record's space is used again only when all members' tails have passed it *on stable storage*: what a recovery
 //!   finds is never a record that has been overwritten in part and counts.
