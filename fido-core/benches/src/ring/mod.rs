@@ -21,7 +21,6 @@ mod spin;
 mod verdict;
 mod work;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -30,7 +29,7 @@ use hdrhistogram::Histogram;
 use crate::Failure;
 use crate::machine::{self, Machine};
 use crate::other_side::{Control, Part, Partner, Program};
-use crate::report::Report;
+use crate::report::{Output, Report};
 use channel::{Via, Wait};
 use end::{End, Side};
 pub(crate) use end::{begin, domain};
@@ -52,15 +51,9 @@ pub struct Options {
     /// The cores of the measuring and of the other side [default: the first and the last that may be used].
     #[arg(long, value_name = "A,B", value_parser = pair)]
     pub cores: Option<(usize, usize)>,
-    /// Writes everything that was measured as JSON.
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Writes the tables' cells as CSV, one a line.
-    #[arg(long, value_name = "FILE")]
-    pub csv: Option<PathBuf>,
-    /// Draws each table as an SVG file in this folder.
-    #[arg(long, value_name = "FOLDER")]
-    pub plot: Option<PathBuf>,
+    /// Where the results go.
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// Two different cores, as `A,B`.
@@ -95,17 +88,7 @@ pub fn run(options: &Options, program: &Program<'_>) -> Result<(), Failure> {
     bench.finish()?;
     let targets = verdict::targets(&tables);
     let report = Report { machine, tables, targets };
-    println!("{report}");
-    if let Some(path) = &options.json {
-        report.write_json(path)?;
-    }
-    if let Some(path) = &options.csv {
-        report.write_csv(path)?;
-    }
-    if let Some(folder) = &options.plot {
-        report.write_plots(folder)?;
-    }
-    Ok(())
+    report.publish(&options.output)
 }
 
 /// The median round trip of a message on a bare ring between two processes, in nanoseconds: a unit for other benchmarks.

@@ -7,18 +7,18 @@ mod scaling;
 mod sources;
 mod tables;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use fido_core::assignment::WaitStrategy;
 use hdrhistogram::Histogram;
 
 use crate::Failure;
 use crate::machine::Machine;
 use crate::other_side::Program;
-use crate::report::Report;
-use regimes::{Length, REGIMES, Regime, Turn};
+use crate::report::{Output, Report};
+use regimes::{Length, REGIMES, Regime, TABLES, Turn};
 use sources::{MEANS, SOURCES, Wakes};
 
 /// What is to be measured, and where the results go.
@@ -27,18 +27,26 @@ pub struct Options {
     /// How often every way to wait gets its turn.
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub rounds: u32,
-    /// Writes everything that was measured as JSON.
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Writes the tables' cells as CSV, one a line.
-    #[arg(long, value_name = "FILE")]
-    pub csv: Option<PathBuf>,
-    /// Draws each table as an SVG file in this folder.
-    #[arg(long, value_name = "FOLDER")]
-    pub plot: Option<PathBuf>,
+    /// Where the results go.
+    #[command(flatten)]
+    pub output: Output,
     /// Short turns: to see that it works, not what it costs.
     #[arg(long)]
     pub quick: bool,
+    /// Measures only this table (may be given more than once).
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(names()))]
+    pub only: Vec<String>,
+}
+
+impl Options {
+    fn asks_for(&self, table: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == table)
+    }
+}
+
+/// The names of all tables.
+fn names() -> impl Iterator<Item = &'static str> {
+    TABLES.into_iter().chain(["sources", "lanes", "idle", "crew"])
 }
 
 /// The ways to wait.
@@ -61,39 +69,35 @@ pub fn run(options: &Options, domain: &Program<'_>) -> Result<(), Failure> {
     let mut report = Report { machine: Machine::here(None), tables: Vec::new(), targets: Vec::new() };
     let millis = |quick, full| Duration::from_millis(if options.quick { quick } else { full });
     let length = Length { warm_up: millis(5, 150), counted: millis(10, 350) };
-    tables::regimes(&regimes_in_turn(options.rounds, length)?, options.rounds, &mut report);
-    tables::sources(&sources_in_turn(options)?, &mut report);
-    tables::lanes(&lanes(options)?, &mut report);
-    let mut idle = Vec::new();
-    for wait in [WaitStrategy::Sleep, WaitStrategy::Adaptive] {
-        idle.push((wait, idle::measure(wait, millis(200, 5000), domain)?));
+    tables::regimes(&regimes_in_turn(options, length)?, options.rounds, &mut report);
+    if options.asks_for("sources") {
+        tables::sources(&sources_in_turn(options)?, &mut report);
     }
-    tables::idle(&idle, &mut report);
-    let most = std::thread::available_parallelism().map_or(1, usize::from);
-    for most in [1, most.max(2)] {
-        tables::scaling(most, &scaling::measure(most, millis(50, 1000))?, &mut report);
+    if options.asks_for("lanes") {
+        tables::lanes(&lanes(options)?, &mut report);
     }
-    println!("{report}");
-    if let Some(path) = &options.json {
-        report.write_json(path)?;
+    if options.asks_for("idle") {
+        let idle = |wait| Ok((wait, idle::measure(wait, millis(200, 5000), domain)?));
+        let both = [WaitStrategy::Sleep, WaitStrategy::Adaptive].map(idle).into_iter().collect::<Result<Vec<_>, Failure>>();
+        tables::idle(&both?, &mut report);
     }
-    if let Some(path) = &options.csv {
-        report.write_csv(path)?;
+    if options.asks_for("crew") {
+        let most = std::thread::available_parallelism().map_or(1, usize::from);
+        for most in [1, most.max(2)] {
+            tables::scaling(most, &scaling::measure(most, millis(50, 1000))?, &mut report);
+        }
     }
-    if let Some(folder) = &options.plot {
-        report.write_plots(folder)?;
-    }
-    Ok(())
+    report.publish(&options.output)
 }
 
-fn regimes_in_turn(rounds: u32, length: Length) -> Result<Vec<Measured>, Failure> {
+fn regimes_in_turn(options: &Options, length: Length) -> Result<Vec<Measured>, Failure> {
     let mut all = Vec::new();
-    for regime in REGIMES {
+    for regime in REGIMES.into_iter().filter(|regime| options.asks_for(regime.table())) {
         for wait in WAYS {
             all.push(Measured { regime, wait, times: Histogram::new(3)?, turns: Vec::new() });
         }
     }
-    for _ in 0..rounds {
+    for _ in 0..options.rounds {
         for measured in &mut all {
             let turn = regimes::play(measured.regime, measured.wait, length, &mut measured.times)?;
             measured.turns.push(turn);

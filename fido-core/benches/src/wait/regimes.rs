@@ -49,6 +49,10 @@ pub const REGIMES: [Regime; 8] = [
     Regime::Stalled(100_000),
 ];
 
+/// The names of their tables.
+pub const TABLES: [&str; REGIMES.len()] =
+    ["regime-1", "regime-2", "regime-3", "regime-4", "regime-5", "regime-6", "regime-7", "regime-8"];
+
 /// Questions of a burst, and between two stalls.
 const BURST: u32 = 256;
 /// Work of the last domain for each question, in an appliance.
@@ -64,6 +68,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const LIMIT: Duration = Duration::from_secs(60);
 
 impl Regime {
+    /// The name of its table.
+    pub fn table(self) -> &'static str {
+        REGIMES.iter().zip(TABLES).find(|(regime, _)| **regime == self).map_or("regime", |(_, table)| table)
+    }
+
     /// What it is called.
     pub fn name(self) -> String {
         match self {

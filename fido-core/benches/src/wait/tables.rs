@@ -14,8 +14,11 @@ const LIMIT: f64 = 1.3;
 
 /// A table for each regime, and what was aimed at in it.
 pub fn regimes(measured: &[Measured], rounds: u32, report: &mut Report) {
-    for (index, regime) in REGIMES.iter().enumerate() {
-        let ways: Vec<_> = measured.iter().filter(|measured| measured.regime == *regime).collect();
+    for regime in REGIMES {
+        let ways: Vec<_> = measured.iter().filter(|measured| measured.regime == regime).collect();
+        if ways.is_empty() {
+            continue;
+        }
         let best = |value: fn(&Measured) -> f64, better: fn(f64, f64) -> f64| {
             let others = ways.iter().filter(|measured| measured.wait != WaitStrategy::Adaptive);
             others.map(|measured| value(measured)).reduce(better).unwrap_or(f64::NAN)
@@ -34,7 +37,7 @@ pub fn regimes(measured: &[Measured], rounds: u32, report: &mut Report) {
             Column::new("median / better", "", 2),
         ];
         let title = format!("{} ({rounds} rounds, ways to wait in turn)", regime.name());
-        let mut table = Table::new(&format!("regime-{}", index + 1), title, columns);
+        let mut table = Table::new(regime.table(), title, columns);
         for way in &ways {
             let quantile = |at| way.times.value_at_quantile(at) as f64 / 1000.0;
             let total = |value: fn(&Turn) -> f64| way.turns.iter().map(value).sum::<f64>();
