@@ -80,6 +80,7 @@ pub mod heap;
 pub mod heritage;
 pub mod memory;
 pub mod parity;
+mod migrate;
 pub mod payload;
 pub mod platform;
 mod poll_set;
@@ -89,6 +90,7 @@ pub mod socket;
 pub mod spin;
 pub mod stats;
 mod sync;
+pub mod topology;
 pub mod wait;
 pub mod waiter;
 pub mod window;
@@ -105,8 +107,6 @@ pub mod lane;
 pub mod message;
 #[cfg(not(loom))]
 pub mod testing;
-#[cfg(not(loom))]
-pub mod topology;
 
 // Loom's atomics do not fit into shared memory, so there are no lanes under loom: only what the models check.
 #[cfg(loom)]

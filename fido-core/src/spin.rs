@@ -20,6 +20,10 @@
 //!
 //! Pure: it reads no clock and makes no system call. Times are nanoseconds of any clock that does not go backwards.
 
+mod parting;
+
+use parting::Parting;
+
 /// The longest spin, in costs of a sleep: a sleep after it adds at most a quarter to the wait.
 const SLOWER: u64 = 4;
 /// Trials may cost one part in so many of the time.
@@ -48,7 +52,9 @@ enum Way {
 /// What a thread sees of its peers when a wait turns out not to be over at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct View {
-    /// A peer that is awake says it is on the same processor.
+    /// A peer says it is on the same processor.
+    pub together: bool,
+    /// And that it is awake.
     pub crowded: bool,
     /// There are peers, and all say that they sleep or wait themselves: what there is to come comes from outside, or
     /// from one that has just been woken.
@@ -62,6 +68,8 @@ pub enum Step {
     Look,
     /// Offer the processor to others, say how long that took ([`Spin::yielded`]), then look again.
     Yield,
+    /// Go to another processor, away from a peer; say how long that took ([`Spin::moved`]), then look again.
+    Move,
     /// Sleep.
     Sleep,
 }
@@ -75,6 +83,14 @@ struct Wait {
     next_yield: u64,
     pace: u64,
     displaced: bool,
+    /// What was seen at its beginning.
+    view: View,
+    /// It begins with a move away from there.
+    moving: bool,
+    /// The processor was offered and somebody else had it for a while.
+    lent: bool,
+    /// The last offer took so long, and whether it brought work is not known yet.
+    offered: Option<u64>,
     /// It has come to the sleep: a spin after it would be a second one.
     spent: Option<u64>,
 }
@@ -86,6 +102,8 @@ struct Trial {
     /// Those of them that were short enough to say something.
     telling: u32,
     vain: u32,
+    /// Those in which a peer on the same processor brought the work when it was offered that.
+    shared: u32,
     total: u64,
     cost: u64,
 }
@@ -110,6 +128,7 @@ pub struct Spin {
     waits: u32,
     /// What offering the processor costs when nobody wants it.
     yield_cost: u64,
+    parting: Parting,
     wait: Wait,
 }
 
@@ -126,7 +145,8 @@ impl Spin {
             slept: None,
             vain: 0,
             waits: 0,
-            yield_cost: MIN_COST,
+            yield_cost: MIN_COST / 4,
+            parting: Parting::default(),
             wait: Wait::default(),
         }
     }
@@ -143,6 +163,7 @@ impl Spin {
 
     /// Work came within these first looks. The clock is asked in trials only.
     pub fn glimpsed(&mut self, now: impl FnOnce() -> u64) {
+        self.parting.apart(0);
         if self.trial.is_some() {
             self.waited(0, 0, false, now());
         } else {
@@ -163,12 +184,18 @@ impl Spin {
         };
         let pace = self.cost / 16;
         let next_yield = if view.crowded { now } else { now + pace };
-        self.wait = Wait { began: now, budget, last_look: now, next_yield, pace, displaced: false, spent: None };
+        // What a trial compares is not to depend on a move in it.
+        let moving = view.crowded && self.way == Way::Spin && self.trial.is_none() && self.parting.is_due(now);
+        self.wait = Wait { began: now, budget, last_look: now, next_yield, pace, view, moving, ..Wait::default() };
     }
 
     /// What to do next in the wait that has begun.
     pub fn next(&mut self, now: u64) -> Step {
         let wait = &mut self.wait;
+        if let Some(took) = wait.offered.take() {
+            // A floor that forgets slowly. Offers that bring work have been taken: of their like there may be no others.
+            self.yield_cost = (self.yield_cost + self.yield_cost / 16 + 1).min(took).clamp(MIN_COST / 8, MAX_COST);
+        }
         // A look takes far less than a sleep, unless something else ran in between.
         wait.displaced |= now.saturating_sub(wait.last_look) > self.cost;
         wait.last_look = now;
@@ -176,6 +203,9 @@ impl Spin {
         if wait.displaced || elapsed >= wait.budget || wait.spent.is_some() {
             wait.spent.get_or_insert(elapsed.min(wait.budget));
             return Step::Sleep;
+        }
+        if std::mem::take(&mut wait.moving) {
+            return Step::Move;
         }
         if now < wait.next_yield {
             return Step::Look;
@@ -187,15 +217,34 @@ impl Spin {
 
     /// The processor was offered at `now` and came back after `took`.
     pub fn yielded(&mut self, now: u64, took: u64) {
-        self.wait.displaced |= took > (4 * self.yield_cost).min(self.cost);
+        self.wait.lent = took > (4 * self.yield_cost).min(self.cost);
+        self.wait.displaced |= self.wait.lent;
         self.wait.last_look = now + took;
-        // A floor that forgets slowly.
-        self.yield_cost = (self.yield_cost + self.yield_cost / 16 + 1).min(took).clamp(MIN_COST / 8, MAX_COST);
+        self.yield_cost = self.yield_cost.min(took).max(MIN_COST / 8);
+        self.wait.offered = Some(took);
+    }
+
+    /// A move began at `now` and took so long. `went` is whether there was somewhere to go.
+    pub fn moved(&mut self, now: u64, took: u64, went: bool) {
+        self.parting.moved(now, took, went);
+        // It has an account of its own, and is no part of how long answers take.
+        let wait = &mut self.wait;
+        (wait.began, wait.last_look) = (wait.began + took, now + took);
+        wait.next_yield = wait.last_look + wait.pace;
     }
 
     /// Work was there before a sleep.
     pub fn found(&mut self, now: u64) {
         let length = now.saturating_sub(self.wait.began);
+        let is_hand_over = self.wait.lent && self.wait.spent.is_none();
+        if let Some(trial) = &mut self.trial {
+            trial.shared += u32::from(is_hand_over && self.wait.view.together);
+        }
+        if is_hand_over && self.wait.view.crowded {
+            self.parting.handed_over(length);
+        } else if self.is_telling(length) || self.wait.displaced {
+            self.parting.apart(length);
+        }
         let spun = self.wait.spent.unwrap_or(length.min(self.wait.budget));
         // Work that is there when the processor comes back came from whoever had it: that is no spin in vain.
         self.waited(length, spun, self.wait.spent.is_some(), now);
@@ -210,6 +259,9 @@ impl Spin {
             self.cost = self.cost.clamp(MIN_COST, MAX_COST);
         }
         let length = now.saturating_sub(self.wait.began);
+        if self.is_telling(length) || self.wait.displaced {
+            self.parting.apart(length);
+        }
         let spun = self.wait.spent.unwrap_or(0);
         self.waited(length, spun, self.wait.budget > 0, now);
     }
@@ -245,9 +297,13 @@ impl Spin {
         }
     }
 
+    /// In a wait that outlasts every spin both ways sleep: its length says nothing about them.
+    fn is_telling(&self, length: u64) -> bool {
+        length <= SLOWER * self.reach() + self.cost
+    }
+
     fn waited(&mut self, length: u64, spun: u64, vain: bool, now: u64) {
-        // In a wait that outlasts every spin both ways sleep: its length says nothing about them.
-        let is_telling = length <= SLOWER * self.reach() + self.cost;
+        let is_telling = self.is_telling(length);
         let way = self.present_way();
         if let Some(trial) = &mut self.trial {
             trial.waits += 1;
@@ -285,7 +341,13 @@ impl Spin {
     fn judge(&mut self, trial: &Trial, given_up: bool, now: u64) {
         self.trial = None;
         let tried = trial.total.checked_div(trial.telling.into());
+        // Two that hand one processor over to each other wait as long as if they slept. Apart they do not.
+        let is_promising = 2 * trial.shared > trial.waits && self.parting.may_move(now);
         match self.way {
+            Way::Sleep if !given_up && is_promising => {
+                self.go(Way::Spin);
+                self.spun = tried;
+            }
             // Even where the waits are no shorter, what is found by spinning is found at once.
             Way::Sleep if !given_up && tried.zip(self.slept).is_none_or(|(tried, mean)| tried <= mean + mean / 8) => {
                 self.go(Way::Spin);

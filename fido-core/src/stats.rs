@@ -67,6 +67,8 @@ counters! {
     loans_returned,
     /// Allegations of peers that were refused: wild addresses, unknown tags, malformed messages.
     refusals,
+    /// Times a thread of this domain went to another processor, away from a peer on the same one.
+    moves,
 }
 
 /// One count.

@@ -16,6 +16,7 @@ use crate::arena::OwnArena;
 use crate::assignment::WaitStrategy;
 use crate::clock;
 use crate::memory::Memory;
+use crate::migrate;
 use crate::poll_set::PollSet;
 use crate::presence::{Presence, Seat, State, this_cpu};
 use crate::spin::{Spin, Step, View};
@@ -121,6 +122,10 @@ impl Waiter {
                     self.spin.yielded(before, clock::now() - before);
                     return Ok(());
                 }
+                Step::Move => {
+                    self.part(sources);
+                    return Ok(());
+                }
                 Step::Sleep => {}
             },
             WaitStrategy::Sleep => {}
@@ -142,6 +147,28 @@ impl Waiter {
             return step;
         }
         self.spin.next(now)
+    }
+
+    /// Goes to a processor of which no peer that is awake says that it is there.
+    fn part(&mut self, sources: &mut [&mut dyn Source]) {
+        let before = clock::now();
+        let mut taken = Vec::with_capacity(PEERS);
+        self.meet(sources, |peer| {
+            let Presence { state, cpu } = peer.presence;
+            taken.extend(cpu.filter(|_| matches!(state, State::Running | State::Spinning)));
+        });
+        let went = migrate::away_from(&taken, |cpu| {
+            // Said before it is done: who is left behind sees it, and stays.
+            if let Some(seat) = &mut self.seat {
+                seat.say(Presence { state: State::Running, cpu });
+            }
+        });
+        self.say(State::Spinning);
+        if let Some(arena) = &self.arena {
+            arena.stats().moves.add(went.into());
+            arena.stats().syscalls.add(if went { 3 } else { 1 });
+        }
+        self.spin.moved(before, clock::now() - before, went);
     }
 
     /// Arms every source, looks once more, and sleeps.
@@ -179,14 +206,16 @@ impl Waiter {
     /// What the peers say, or some of them if there are many: others in the next wait.
     fn survey(&mut self, sources: &mut [&mut dyn Source]) -> View {
         let here = this_cpu();
-        let (mut peers, mut idle, mut crowded) = (0, 0, false);
+        let (mut peers, mut idle, mut together, mut crowded) = (0, 0, false, false);
         self.meet(sources, |peer| {
             peers += 1;
             let PeerView { presence: Presence { state, cpu }, .. } = peer;
             idle += usize::from(matches!(state, State::Spinning | State::Asleep));
-            crowded |= matches!(state, State::Running | State::Spinning) && cpu.is_some() && cpu == here;
+            let is_here = cpu.is_some() && cpu == here;
+            together |= is_here;
+            crowded |= is_here && matches!(state, State::Running | State::Spinning);
         });
-        View { crowded, quiet: peers > 0 && idle == peers }
+        View { together, crowded, quiet: peers > 0 && idle == peers }
     }
 
     /// Meets at most [`PEERS`] sources.
@@ -250,6 +279,38 @@ mod tests {
             [2, 1, 0].map(|processors| Waiter::among(WaitStrategy::Adaptive, processors).unwrap().spin.may_spin())
         });
         assert_eq!(bound.join().unwrap(), [true, false, false]);
+    }
+
+    /// A lane whose other side says where it runs.
+    struct Peer(crate::bell::Bell, Presence);
+
+    impl Source for Peer {
+        fn wake_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+            std::os::fd::AsFd::as_fd(&self.0)
+        }
+
+        fn meet(&mut self, _seat: Option<u32>) -> Option<PeerView> {
+            Some(PeerView { presence: self.1, rung: 0 })
+        }
+    }
+
+    #[test]
+    fn a_thread_goes_only_where_no_peer_is_awake() {
+        let cpus = crate::topology::allowed().unwrap();
+        for (state, goes) in [(State::Running, false), (State::Spinning, false), (State::Asleep, cpus.len() > 1)] {
+            let (mut waiter, memory) = counted(WaitStrategy::Adaptive);
+            let peer = |cpu: &u32| {
+                let presence = Presence { state, cpu: Some(u16::try_from(*cpu).unwrap()) };
+                Peer(crate::bell::Bell::new().unwrap(), presence)
+            };
+            let mut peers: Vec<_> = cpus.iter().map(peer).collect();
+            let mut sources: Vec<_> = peers.iter_mut().map(|peer| peer as &mut dyn Source).collect();
+            waiter.part(&mut sources);
+            assert_eq!(memory.stats().moves.get(), u64::from(goes), "{state:?}");
+            let seat = waiter.seat.as_ref().unwrap().number();
+            let said = crate::arena::presence_of(memory.arena().window(), seat).unwrap();
+            assert!(said.state == State::Spinning && said.cpu.is_some(), "{said:?}");
+        }
     }
 
     #[test]

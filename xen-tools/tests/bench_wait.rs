@@ -25,7 +25,7 @@ fn every_table_of_the_benchmark_of_waiting_is_filled() {
     let csv = std::fs::read_to_string(csv).unwrap();
     let regimes = (1..=8).flat_map(|regime| ["spin", "sleep", "adaptive"].map(|way| format!("regime-{regime},{way}")));
     let most = std::thread::available_parallelism().map_or(1, usize::from).max(2);
-    let others = ["sources,", "lanes,", "idle,", "crew-1,"].map(String::from);
+    let others = ["placement,", "sources,", "lanes,", "idle,", "crew-1,"].map(String::from);
     for row in regimes.chain(others).chain([format!("crew-{most},")]) {
         assert!(csv.contains(&format!("\n{row}")), "no row {row} in {csv}");
     }

@@ -91,10 +91,20 @@ pub fn two_cores() -> Result<Option<(usize, usize)>, Failure> {
 /// The kernel's, if this process may not use that core.
 pub fn pin(core: Option<usize>) -> Result<(), Failure> {
     let Some(core) = core else { return Ok(()) };
-    if core >= CpuSet::MAX_CPU {
-        return Err(format!("core {core}: there are at most {}", CpuSet::MAX_CPU).into());
-    }
+    keep_on(&[core]).map_err(|error| format!("core {core}: {error}").into())
+}
+
+/// Keeps the calling thread, and the threads that it starts, on these cores.
+///
+/// # Errors
+/// The kernel's, if this process may use none of them.
+pub fn keep_on(cores: &[usize]) -> Result<(), Failure> {
     let mut set = CpuSet::new();
-    set.set(core);
-    rustix::thread::sched_setaffinity(None, &set).map_err(|error| format!("core {core}: {error}").into())
+    for core in cores {
+        if *core >= CpuSet::MAX_CPU {
+            return Err(format!("there are at most {}", CpuSet::MAX_CPU).into());
+        }
+        set.set(*core);
+    }
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }

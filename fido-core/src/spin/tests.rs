@@ -50,6 +50,10 @@ impl World {
                     self.spin.yielded(self.now, took);
                     self.now += took;
                 }
+                Step::Move => {
+                    self.spin.moved(self.now, SLEEP, true);
+                    self.now += SLEEP;
+                }
                 Step::Sleep => break,
             }
         }
@@ -214,7 +218,7 @@ fn a_crowd_is_offered_the_processor_first() {
     let mut world = World::new();
     world.sleeps(100, 200, 0);
     for crowded in [false, true] {
-        world.spin.begin(world.now, View { crowded, quiet: false });
+        world.spin.begin(world.now, View { together: crowded, crowded, quiet: false });
         assert_eq!(world.spin.next(world.now) == Step::Yield, crowded);
         world.spin.found(world.now);
     }
@@ -258,11 +262,11 @@ proptest! {
     ) {
         let mut world = World::new();
         for (length, penalty, [crowded, quiet], wanted) in waits {
-            world.view = View { crowded, quiet };
+            world.view = View { together: crowded, crowded, quiet };
             world.wanted = wanted;
             let (before, reach) = (world.in_vain, world.spin.reach());
             world.wait(length, penalty);
-            let longest = SLOWER * reach + wanted.unwrap_or(0) + LOOK;
+            let longest = SLOWER * reach + SLEEP + wanted.unwrap_or(0) + LOOK;
             prop_assert!(world.in_vain - before <= longest);
         }
         let start = world.now;

@@ -1,7 +1,9 @@
-//! What waiting costs: spinning, sleeping and adaptive waiting in turns, in the situations that differ; what a sleep on
+//! What waiting costs: spinning, sleeping and adaptive waiting in turns, in the situations that differ; what binding
+//! domains to processors brings when there are more domains than processors; what a sleep on
 //! many sources costs, and by which means; an idle appliance; and serving threads that come and go with the load.
 
 pub mod idle;
+mod placement;
 mod regimes;
 mod scaling;
 mod sources;
@@ -46,7 +48,7 @@ impl Options {
 
 /// The names of all tables.
 fn names() -> impl Iterator<Item = &'static str> {
-    TABLES.into_iter().chain(["sources", "lanes", "idle", "crew"])
+    TABLES.into_iter().chain(["placement", "sources", "lanes", "idle", "crew"])
 }
 
 /// The ways to wait.
@@ -70,6 +72,9 @@ pub fn run(options: &Options, domain: &Program<'_>) -> Result<(), Failure> {
     let millis = |quick, full| Duration::from_millis(if options.quick { quick } else { full });
     let length = Length { warm_up: millis(5, 150), counted: millis(10, 350) };
     tables::regimes(&regimes_in_turn(options, length)?, options.rounds, &mut report);
+    if options.asks_for("placement") {
+        tables::placement(&placement::measure(options.rounds, length)?, &mut report);
+    }
     if options.asks_for("sources") {
         tables::sources(&sources_in_turn(options)?, &mut report);
     }
@@ -78,7 +83,8 @@ pub fn run(options: &Options, domain: &Program<'_>) -> Result<(), Failure> {
     }
     if options.asks_for("idle") {
         let idle = |wait| Ok((wait, idle::measure(wait, millis(200, 5000), domain)?));
-        let both = [WaitStrategy::Sleep, WaitStrategy::Adaptive].map(idle).into_iter().collect::<Result<Vec<_>, Failure>>();
+        let both =
+            [WaitStrategy::Sleep, WaitStrategy::Adaptive].map(idle).into_iter().collect::<Result<Vec<_>, Failure>>();
         tables::idle(&both?, &mut report);
     }
     if options.asks_for("crew") {

@@ -20,7 +20,7 @@ use fido_core::waiter::Waiter;
 use hdrhistogram::Histogram;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::Failure;
+use crate::{Failure, machine};
 
 /// What a regime does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +55,10 @@ pub const TABLES: [&str; REGIMES.len()] =
 
 /// Questions of a burst, and between two stalls.
 const BURST: u32 = 256;
+/// The domains of an appliance, each linked to the next.
+pub const DOMAINS: [&str; 3] = ["net", "fs", "disk"];
+/// The processors that the domains are bound to, if they are.
+pub type Places = [Option<usize>; DOMAINS.len()];
 /// Work of the last domain for each question, in an appliance.
 const WORK: Duration = Duration::from_micros(2);
 /// The kind of a question.
@@ -116,7 +120,7 @@ pub struct Length {
 /// If the system has no threads or descriptors left, or a thread failed.
 pub fn play(regime: Regime, wait: WaitStrategy, length: Length, times: &mut Histogram<u64>) -> Result<Turn, Failure> {
     match regime {
-        Regime::Appliance(depth) => appliance(wait, depth, length, times),
+        Regime::Appliance(depth) => appliance(wait, depth, [None; DOMAINS.len()], length, times),
         Regime::Pair(_) | Regime::Deep(_) | Regime::Bursts(_) | Regime::Stalled(_) => pair(regime, wait, length, times),
     }
 }
@@ -184,27 +188,33 @@ fn pair(regime: Regime, wait: WaitStrategy, length: Length, times: &mut Histogra
     })
 }
 
-/// net, fs and disk, and a client that knows only a socket.
-fn appliance(wait: WaitStrategy, depth: usize, length: Length, times: &mut Histogram<u64>) -> Result<Turn, Failure> {
+/// Plays a turn of [`DOMAINS`] in these places, and a client that knows only a socket.
+///
+/// # Errors
+/// As [`play`].
+pub fn appliance(
+    wait: WaitStrategy,
+    depth: usize,
+    places: Places,
+    length: Length,
+    times: &mut Histogram<u64>,
+) -> Result<Turn, Failure> {
     let nodes = mesh(3, &[(0, 1), (1, 2)], 128, ARENA);
     let memories: Vec<Memory> = nodes.iter().map(|node| node.memory.clone()).collect();
     let [net, fs, disk] = <[Node; 3]>::try_from(nodes).map_err(|_| "three domains")?;
     let (mut client, socket) = UnixStream::pair()?;
     client.set_read_timeout(Some(LIMIT))?;
     socket.set_nonblocking(true)?;
+    let waiter = move |place: Option<usize>, memory: &Memory| -> Result<Waiter, Failure> {
+        let processors = machine::allowed_cores()?.len();
+        machine::pin(place)?;
+        Ok(Waiter::among(wait, processors)?.counting_in(memory))
+    };
+    let [at_net, at_fs, at_disk] = places;
     let threads: Vec<Box<dyn FnOnce() -> Result<(), Failure> + Send>> = vec![
-        Box::new(move || {
-            let waiter = Waiter::new(wait)?.counting_in(&net.memory);
-            gateway(net.lanes, socket, waiter)
-        }),
-        Box::new(move || {
-            let waiter = Waiter::new(wait)?.counting_in(&fs.memory);
-            relay(fs.lanes, waiter, |_| {})
-        }),
-        Box::new(move || {
-            let waiter = Waiter::new(wait)?.counting_in(&disk.memory);
-            relay(disk.lanes, waiter, |_| work_for(WORK))
-        }),
+        Box::new(move || gateway(net.lanes, socket, waiter(at_net, &net.memory)?)),
+        Box::new(move || relay(fs.lanes, waiter(at_fs, &fs.memory)?, |_| {})),
+        Box::new(move || relay(disk.lanes, waiter(at_disk, &disk.memory)?, |_| work_for(WORK))),
     ];
     beside(threads, move || {
         let mut meter = Meter::new(length, &memories);

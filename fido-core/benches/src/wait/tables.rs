@@ -4,6 +4,7 @@ use fido_core::assignment::WaitStrategy;
 
 use super::Measured;
 use super::idle::Idle;
+use super::placement::Placed;
 use super::regimes::{REGIMES, Turn};
 use super::scaling::Phase;
 use super::sources::Wakes;
@@ -33,6 +34,7 @@ pub fn regimes(measured: &[Measured], rounds: u32, report: &mut Report) {
             Column::new("cores", "", 2),
             Column::new("sleeps each", "", 3),
             Column::new("bells each", "", 3),
+            Column::new("moves", "1/s", 1),
             Column::new("rate / better", "", 2),
             Column::new("median / better", "", 2),
         ];
@@ -51,6 +53,7 @@ pub fn regimes(measured: &[Measured], rounds: u32, report: &mut Report) {
                 total(|turn| turn.cpu.as_secs_f64()) / total(|turn| turn.elapsed.as_secs_f64()),
                 total(|turn| turn.stats.sleeps as f64) / answers,
                 total(|turn| turn.stats.bells_rung as f64) / answers,
+                total(|turn| turn.stats.moves as f64) / total(|turn| turn.elapsed.as_secs_f64()),
                 rate(way) / rate_of_best,
                 time(way) / time_of_best,
             ];
@@ -71,12 +74,50 @@ pub fn regimes(measured: &[Measured], rounds: u32, report: &mut Report) {
 
 /// Answers per second, the median of the rounds.
 fn rate(measured: &Measured) -> f64 {
-    median(&measured.turns.iter().map(|turn| turn.answers as f64 / turn.elapsed.as_secs_f64()).collect::<Vec<_>>())
+    rate_of(&measured.turns)
+}
+
+fn rate_of(turns: &[Turn]) -> f64 {
+    median(&turns.iter().map(|turn| turn.answers as f64 / turn.elapsed.as_secs_f64()).collect::<Vec<_>>())
 }
 
 /// The median time of an answer, in microseconds.
 fn time(measured: &Measured) -> f64 {
     measured.times.value_at_quantile(0.5) as f64 / 1000.0
+}
+
+/// Where the domains ran.
+pub fn placement(all: &[Placed], report: &mut Report) {
+    let columns = vec![
+        Column::new("median", "us", 2),
+        Column::new("p99", "us", 1),
+        Column::new("answers", "1/s", 0),
+        Column::new("cores", "", 2),
+        Column::new("rate / auto", "", 2),
+        Column::new("median / auto", "", 2),
+    ];
+    let title = "placement: an appliance of three domains and a client on two processors, adaptive";
+    let mut table = Table::new("placement", title, columns);
+    if all.is_empty() {
+        table.rows.push(Row::absent("three domains on two processors", "this process may use only one"));
+    }
+    let rate = |way: &Placed| rate_of(&way.turns);
+    let time = |way: &Placed| way.times.value_at_quantile(0.5) as f64 / 1000.0;
+    for way in all {
+        let auto = all.iter().find(|other| other.is_auto && other.depth == way.depth).unwrap_or(way);
+        let total = |value: fn(&Turn) -> f64| way.turns.iter().map(value).sum::<f64>();
+        let cells = [
+            time(way),
+            way.times.value_at_quantile(0.99) as f64 / 1000.0,
+            rate(way),
+            total(|turn| turn.cpu.as_secs_f64()) / total(|turn| turn.elapsed.as_secs_f64()),
+            rate(way) / rate(auto),
+            time(way) / time(auto),
+        ];
+        let label = format!("{} under way, {}", way.depth, way.name);
+        table.rows.push(Row { raw: Raw::of(&way.times), ..Row::new(label, cells.map(Some).to_vec()) });
+    }
+    report.tables.push(table);
 }
 
 /// What wakes a thread that sleeps on many sources.
