@@ -24,7 +24,7 @@ fn every_table_of_the_ring_benchmark_is_filled() {
     let plots = folder.path().join("plots");
     let [json, csv, plots] = [&json, &csv, &plots].map(|path| path.to_str().unwrap());
     let files = ["--json", json, "--csv", csv, "--plot", plots];
-    let output = fido(&[&["bench", "ring", "--quick", "--rounds", "1"][..], &files].concat());
+    let output = fido(&[&["bench", "ring", "--tiny"][..], &files].concat());
     let text = |bytes| String::from_utf8(bytes).unwrap();
     let (out, err) = (text(output.stdout), text(output.stderr));
     assert_eq!(output.status.code(), Some(0), "{out}{err}");

@@ -45,6 +45,9 @@ pub struct Options {
     /// A twentieth of the messages and at most three rounds: for a first look.
     #[arg(long)]
     pub quick: bool,
+    /// A few messages of each kind, once: to see that every table is filled, on a machine that has other things to do.
+    #[arg(long, hide = true, conflicts_with = "quick")]
+    pub tiny: bool,
     /// Asks only this question (may be given more than once).
     #[arg(long, value_name = "NAME", value_parser = questions::names())]
     pub only: Vec<String>,
@@ -120,16 +123,29 @@ struct Bench {
     /// The cores were asked for: no others are to be used.
     chosen: bool,
     rounds: u32,
-    quick: bool,
+    size: Size,
+}
+
+/// How much is measured in a round.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    /// One message of so many.
+    divisor: u32,
+    /// But so many of each kind.
+    least: u32,
 }
 
 impl Bench {
     fn start(program: &Program<'_>, cores: (usize, usize), options: &Options) -> Result<Self, Failure> {
         let (partner, mut control) = Partner::start(program, Part::Ring)?;
         let end = End::meet(&mut control, Side::Lead)?;
-        let rounds = if options.quick { options.rounds.min(3) } else { options.rounds };
-        let (quick, chosen) = (options.quick, options.cores.is_some());
-        let mut bench = Self { control, end, partner, cores, chosen, rounds, quick };
+        let (rounds, size) = match (options.tiny, options.quick) {
+            (true, _) => (1, Size { divisor: 1000, least: 8 }),
+            (_, true) => (options.rounds.min(3), Size { divisor: 20, least: 64 }),
+            _ => (options.rounds, Size { divisor: 1, least: 64 }),
+        };
+        let chosen = options.cores.is_some();
+        let mut bench = Self { control, end, partner, cores, chosen, rounds, size };
         bench.place(cores)?;
         Ok(bench)
     }
@@ -141,9 +157,9 @@ impl Bench {
         self.work(Work::Move { core: follow }, &mut histogram()?).map(drop)
     }
 
-    /// So many, or a twentieth for a first look.
+    /// So many, or a part of them for a first look.
     fn count(&self, full: u32) -> u32 {
-        if self.quick { (full / 20).max(64) } else { full }
+        (full / self.size.divisor).max(self.size.least)
     }
 
     /// Has both sides do a piece of work; how long it took.

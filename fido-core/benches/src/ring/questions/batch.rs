@@ -19,10 +19,10 @@ pub const OF_ONE: usize = 4;
 pub const OF_FLAGGED: usize = 5;
 
 pub fn ask(bench: &mut Bench) -> Result<Table, Failure> {
-    let messages = bench.count(64_000);
+    let (messages, least) = (bench.count(64_000), bench.count(100));
     let works: Vec<Work> = BATCHES
         .iter()
-        .flat_map(|batch| VIAS.map(|via| Work::Exchange { via, batch: *batch, count: messages / 4 / batch + 100 }))
+        .flat_map(|batch| VIAS.map(|via| Work::Exchange { via, batch: *batch, count: messages / 4 / batch + least }))
         .collect();
     let results = bench.exchanges(&works)?;
     let clock = median(&clock()?);

@@ -29,7 +29,7 @@ pub fn waits(bench: &mut Bench, name: &str, title: &str, waits: &[Wait]) -> Resu
     let vias: [fn(Wait) -> Via; 3] = [Via::Floor, Via::Ring, Via::Flagged];
     let all: Vec<Via> = vias.iter().flat_map(|via| waits.iter().map(|wait| via(*wait))).collect();
     let (absent, present): (Vec<Via>, Vec<Via>) = all.into_iter().partition(|via| via.absent().is_some());
-    let (trips, batches) = (bench.count(20_000), bench.count(10_000) / BATCH + 100);
+    let (trips, batches) = (bench.count(20_000), bench.count(10_000) / BATCH + bench.count(100));
     let works: Vec<Work> = present
         .iter()
         .flat_map(|via| {
