@@ -18,6 +18,8 @@
 //! time and not the processor, and less often, because most of the time one of the two is right for thousands of waits
 //! in a row.)
 //!
+//! Whether to go to another processor instead of waiting is decided in `parting.rs`.
+//!
 //! Pure: it reads no clock and makes no system call. Times are nanoseconds of any clock that does not go backwards.
 
 mod parting;
