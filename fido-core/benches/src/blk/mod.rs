@@ -178,12 +178,14 @@ impl Bench {
     /// Puts a load on for some time, on as many queues as it has jobs.
     fn turn(&mut self, measured: &mut Measured, time: Duration) -> Result<(), Failure> {
         let load = measured.load;
+        // What is modelled is driven by interrupts on both sides.
+        let wait = if measured.way == Way::Copying { WaitStrategy::Sleep } else { WaitStrategy::Adaptive };
         let before = self.cpu_time()?;
         let memory = &self.memory;
         let jobs = self.queues.iter_mut().take(load.jobs).enumerate();
         let results: Vec<Result<load::Done, Failure>> = std::thread::scope(|scope| {
             let run = |(index, queue): (usize, &mut BoxQueue), memory: Memory| {
-                let waiter = Waiter::new(WaitStrategy::Adaptive)?;
+                let waiter = Waiter::new(wait)?;
                 load::run(queue, &memory, load, time, index as u64, waiter)
             };
             let threads: Vec<_> =
