@@ -61,8 +61,6 @@ pub mod reply {
     pub const ERR_INVALID: u32 = ERROR | 3;
     /// There is no such export.
     pub const ERR_UNKNOWN: u32 = ERROR | 6;
-    /// The client has to ask for the block size.
-    pub const ERR_BLOCK_SIZE_REQD: u32 = ERROR | 8;
     /// The option has too much data.
     pub const ERR_TOO_BIG: u32 = ERROR | 9;
 }

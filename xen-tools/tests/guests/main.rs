@@ -9,6 +9,7 @@ use xen_tools::vm::{Guest, GuestError};
 
 use support::kit;
 
+mod nbd;
 mod nbd_disks;
 mod support;
 mod vhost_user;

@@ -11,8 +11,6 @@ use crate::nbd::{BASE_ALLOCATION, ExportFlags, MAX_STRING};
 
 /// The only metadata context, by its number on the wire.
 pub(super) const ALLOCATION_ID: u32 = 1;
-/// The most of an export's size that a client who was not told the block size may assume to be accessible.
-const ASSUMED_BLOCK: u32 = 512;
 
 /// What a client may be offered.
 #[derive(Debug, Clone)]
@@ -191,9 +189,6 @@ impl Haggle {
         if refusal.is_some() {
             return Outcome::Over("there are too many clients");
         }
-        if offer.sizes.min > ASSUMED_BLOCK {
-            return Outcome::Over("it does not ask for the block size, which it has to know");
-        }
         out.extend(offer.bytes.to_be_bytes());
         out.extend(offer.flags.difference(self.unstructured()).bits().to_be_bytes());
         if self.zeroes {
@@ -214,10 +209,6 @@ impl Haggle {
         let go = option == option::GO;
         if let Some(refusal) = refusal.filter(|_| go) {
             error(out, option, reply::ERR_POLICY, refusal);
-            return Outcome::More;
-        }
-        if go && offer.sizes.min > ASSUMED_BLOCK && !infos.contains(&info::BLOCK_SIZE) {
-            error(out, option, reply::ERR_BLOCK_SIZE_REQD, "ask for the block size");
             return Outcome::More;
         }
         let flags = offer.flags.difference(self.unstructured());
@@ -383,14 +374,15 @@ mod tests {
         refused(option::LIST, &[1], reply::ERR_INVALID);
         refused(option::GO, &[1], reply::ERR_INVALID);
         refused(option::GO, &encode_go("nobody", &[]), reply::ERR_UNKNOWN);
-        refused(option::GO, &encode_go("big", &[]), reply::ERR_BLOCK_SIZE_REQD);
         refused(option::SET_META_CONTEXT, &encode_meta("disk", &[]), reply::ERR_INVALID);
         let most = vec![0; MAX_OPTION_DATA as usize];
         refused(99, &most, reply::ERR_UNSUP);
         refused(99, &[most, vec![0]].concat(), reply::ERR_TOO_BIG);
         assert_eq!(kinds(&client.ask(option::LIST, &[]).1), [reply::SERVER, reply::SERVER, reply::ACK]);
-        let infos = [info::BLOCK_SIZE];
-        assert!(matches!(client.ask(option::GO, &encode_go("big", &infos)).0, Outcome::Agreed(_)));
+        // It is told the block size whether it asks or not: nbd-client does not, but can be told by hand.
+        let (outcome, replies) = client.ask(option::GO, &encode_go("big", &[]));
+        assert!(matches!(outcome, Outcome::Agreed(_)));
+        assert_eq!(Info::decode(&replies[1].1), Some(Info::BlockSizes(offers()[1].sizes)));
     }
 
     #[test]
@@ -409,7 +401,7 @@ mod tests {
         assert_eq!((out.len(), &out[..8]), (10, &(1u64 << 20).to_be_bytes()[..]));
         assert_eq!(out[8..], ExportFlags::HAS_FLAGS.bits().to_be_bytes(), "no DF without structured replies");
         assert!(matches!(Client::new().say(option::EXPORT_NAME, b"nobody", None).0, Outcome::Over(_)));
-        assert!(matches!(Client::new().say(option::EXPORT_NAME, b"big", None).0, Outcome::Over(_)));
+        assert!(matches!(Client::new().say(option::EXPORT_NAME, b"big", None).0, Outcome::Agreed(_)));
         assert!(matches!(Client::new().say(option::EXPORT_NAME, &[b'x'; MAX_STRING + 1], None).0, Outcome::Over(_)));
     }
 
