@@ -145,6 +145,7 @@ fn fio_verifies_among_deaths_of_the_disk() {
         "--offset_increment=20m",
         "--verify=crc32c",
         "--verify_fatal=1",
+        "--verify_state_save=0",
         "--fsync=16",
         "--rate=24m",
         "--group_reporting",

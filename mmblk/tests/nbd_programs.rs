@@ -184,6 +184,7 @@ fn fio_verifies_with_several_connections() {
             "--offset_increment=16m",
             "--verify=crc32c",
             "--verify_fatal=1",
+            "--verify_state_save=0",
             "--do_verify=1",
             "--fsync=32",
             "--group_reporting",
