@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! mmblk-vhost /tmp/ours null:1GiB
-//! qemu-storage-daemon --blockdev null-co,node-name=n,size=1G,read-zeroes=on \
+//! qemu-storage-daemon --blockdev null-co,node-name=n,size=1073741824,read-zeroes=on \
 //!     --export vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=/tmp/theirs,writable=on
 //! ```
 
