@@ -115,7 +115,7 @@ pub fn destroy(machine: &Machine, reporter: &mut Reporter) -> Result<String, Fai
         manifest.links.push(Link { slots: 16, ..Link::new(name, a, b) });
     }
     let manager = start(manifest)?;
-    let mut found = Vec::new();
+    let (mut found, mut rows) = (Vec::new(), "destroyed,seconds_to_service\n".to_owned());
     // Its first life ends by a SIGKILL to the process that owns the arena.
     returns(&manager, top, 2, Instant::now())?;
     reporter.send(Kind::Note, "destroy", b"top serves again after a kill -9 of its process")?;
@@ -127,9 +127,11 @@ pub fn destroy(machine: &Machine, reporter: &mut Reporter) -> Result<String, Fai
         xl(&["destroy", &guest.to_string()])?;
         let seconds = returns(&manager, role, domain.generation + 1, began)?;
         found.push(format!("{role} {seconds:.1} s"));
+        rows.push_str(&format!("{role},{seconds:.3}\n"));
         reporter.send(Kind::Note, "destroy", format!("{role} serves again after {seconds:.1} s").as_bytes())?;
     }
     manager.shutdown(SHUTDOWN_LIMIT).map_err(|error| format!("the guests do not end: {error}"))?;
+    reporter.send(Kind::File, "destroy.csv", rows.as_bytes())?;
     Ok(format!("after a kill -9 of the owner and, by xl destroy, service again: {}", found.join(", ")))
 }
 

@@ -18,6 +18,8 @@ const LIMIT: Duration = Duration::from_secs(90);
 /// The arena's pages: more than a directory page lists, and more than gntalloc gives by default.
 const PAGES: u64 = 1100;
 const BYTES: u64 = PAGES * 4096;
+/// 2048 grants, and 512 mappings.
+const NARROW: &str = "max_grant_frames = 4\nmax_maptrack_frames = 2\n";
 
 /// dom0's side of the conversation with the guests.
 pub struct Play {
@@ -107,6 +109,9 @@ pub fn run(machine: &mut Machine, reporter: &mut Reporter) -> Result<String, Fai
     note("bells ring both ways")?;
     pair(&mut play, reader, owner, third)?;
     note("stock gntalloc serves a pair and says why not a third")?;
+    let narrow = machine.create_with("narrow", 192, 1, &["memory"], NARROW)?;
+    exhaust(&mut play, owner, &narrow, [reader, third], &maps[0])?;
+    note("full tables of grants and of mappings are said, with what to raise")?;
     leave(&mut play, owner, [reader, third], &maps)?;
     note("revoked pages stay until the reader lets go, and beyond the module")?;
     die(&mut play, machine, [owner, reader, third])?;
@@ -191,6 +196,28 @@ fn pair(play: &mut Play, owner: &Guest, reader: &Guest, third: &Guest) -> Result
     play.expect(reader, "digest", &digest)?;
     play.expect(reader, "unmap", "done")?;
     play.expect(owner, "drop", "done")
+}
+
+/// A guest whose tables have room for the arena once but not twice, and not for mapping one.
+fn exhaust(play: &mut Play, owner: &Guest, narrow: &Guest, others: [&Guest; 2], mapped: &str) -> Result<(), Failure> {
+    play.expect(narrow, &format!("create 6 {BYTES}"), "Module")?;
+    let digest = play.ask(narrow, "scribble 9")?;
+    let root = play.ask(narrow, &format!("grant {}", others[0].id))?;
+    play.refused(narrow, &format!("grant {}", others[1].id), &["cannot be granted", "max_grant_frames"])?;
+    // What it could grant is not touched by what it could not.
+    let map = format!("map 6 {} {BYTES} {root}", narrow.id);
+    play.expect(others[0], "unmap", "done")?;
+    play.ask(others[0], &map)?;
+    play.expect(others[0], "digest", &digest)?;
+    let root = play.ask(owner, &format!("grant {}", narrow.id))?;
+    play.refused(narrow, &format!("map 1 {} {BYTES} {root}", owner.id), &["max_maptrack_frames"])?;
+    play.expect(owner, &format!("revoke {}", narrow.id), "done")?;
+    // It ends in the middle of this: the reader has its pages as long as it wants.
+    xl(&["destroy", &narrow.id.to_string()])?;
+    play.expect(others[0], "digest", &digest)?;
+    play.refused(others[1], &map, &["cannot be mapped"])?;
+    play.expect(others[0], "unmap", "done")?;
+    play.ask(others[0], &format!("map {mapped}")).map(drop)
 }
 
 fn leave(play: &mut Play, owner: &Guest, readers: [&Guest; 2], maps: &Maps) -> Result<(), Failure> {
