@@ -1,6 +1,7 @@
 //! `fido bench wait`, from outside: that it works, with turns too short to say what anything costs.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+#[path = "../../conn-mgr/tests/support/run.rs"]
 mod support;
 
 use std::process::Command;

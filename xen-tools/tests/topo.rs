@@ -1,6 +1,7 @@
 //! `fido topo`, from outside.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+#[path = "../../conn-mgr/tests/support/run.rs"]
 mod support;
 
 use std::process::{Command, Output};

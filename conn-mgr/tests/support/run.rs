@@ -1,4 +1,7 @@
 //! Runs programs with a limit, so that one that hangs fails its test and says what it had printed.
+//! The tests of `xen-tools` include this file, too.
+#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
