@@ -30,7 +30,7 @@ pub const REPORT: &str = "report";
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
 /// How long one scenario may take, its clearing up included. dom0 keeps limits of its own, which are shorter.
-const SCENARIO_LIMIT: Duration = Duration::from_secs(480);
+const SCENARIO_LIMIT: Duration = Duration::from_secs(900);
 
 /// What the machine is like.
 #[derive(Clone, Debug)]

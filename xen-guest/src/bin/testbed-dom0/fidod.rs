@@ -31,8 +31,8 @@ pub fn command(label: &str, manifest: &str) -> Result<Command, Failure> {
     let path = format!("/run/{label}.toml");
     fs::write(&path, manifest).map_err(|error| format!("{path}: {error}"))?;
     let mut command = Command::new(PROGRAM);
-    // Guests boot under emulation.
-    command.args(["--fail-fast", "--start-deadline", "120", "--shutdown-timeout"]);
+    // Guests boot under emulation, on a machine that may be busy: more than 110 s have been seen.
+    command.args(["--fail-fast", "--start-deadline", "240", "--shutdown-timeout"]);
     command.arg(SHUTDOWN_LIMIT.as_secs().to_string()).arg(path);
     Ok(command)
 }

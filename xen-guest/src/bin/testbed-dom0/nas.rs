@@ -19,8 +19,8 @@ const SERVER: &str = "10.0.0.2";
 /// The port of NFS and MOUNT.
 const PORT: u16 = 2049;
 /// How long the three guests may take until they serve, or serve again.
-const READY_LIMIT: Duration = Duration::from_secs(120);
-/// How long a copy may take in whose middle a guest is destroyed. TCP doubles its pauses while nobody answers.
+const READY_LIMIT: Duration = Duration::from_secs(240);
+/// How long a copy may take, also one in whose middle a guest is destroyed. TCP doubles its pauses while nobody answers.
 const COPY_LIMIT: Duration = Duration::from_secs(180);
 /// The length of a file that is copied, in bytes: not a multiple of anything.
 const FILE_BYTES: usize = (8 << 20) + 12_345;
@@ -46,7 +46,7 @@ pub fn run(machine: &Machine, reporter: &mut Reporter) -> Result<String, Failure
     let bytes = noise(FILE_BYTES);
     fs::write(IN, &bytes).map_err(|error| format!("{IN}: {error}"))?;
     let began = Instant::now();
-    machine::command(COPY, &[IN, &url("file")])?;
+    copy(IN, &url("file"))?;
     note(format!("{FILE_BYTES} bytes copied in within {:.1} s", began.elapsed().as_secs_f64()))?;
     same("file", &bytes)?;
     note("copied out again, the same".to_owned())?;
@@ -70,6 +70,8 @@ pub fn run(machine: &Machine, reporter: &mut Reporter) -> Result<String, Failure
 }
 
 const COPY: &str = "/usr/bin/nfs-cp";
+/// Where it writes what it has to say.
+const COPY_LOG: &str = "/var/log/xen/nfs-cp.log";
 
 /// The manifest for this machine: PV or PVH, on the processors that there are.
 fn manifest(machine: &Machine) -> String {
@@ -116,7 +118,7 @@ fn copy_to_the_middle(manager: &mut Fidod, name: &str) -> Result<Process, Failur
         text.trim().parse().map_err(|_| format!("{counter}: {text:?}"))
     };
     let before = count()?;
-    let mut copy = Process::start(Command::new(COPY).args([IN, &url(name)]), "/var/log/xen/nfs-cp.log")?;
+    let mut copy = Process::start(Command::new(COPY).args([IN, &url(name)]), COPY_LOG)?;
     let began = Instant::now();
     while count()? < before + MIDDLE {
         if let Some(status) = copy.ended()? {
@@ -188,11 +190,16 @@ fn url(path: &str) -> String {
     format!("nfs://{SERVER}/export/{path}?nfsport={PORT}&mountport={PORT}")
 }
 
+/// Copies a file to its end.
+fn copy(from: &str, to: &str) -> Result<(), Failure> {
+    Process::start(Command::new(COPY).args([from, to]), COPY_LOG)?.succeed(COPY_LIMIT).map(drop)
+}
+
 /// Reads a file and compares it byte by byte.
 fn same(name: &str, bytes: &[u8]) -> Result<(), Failure> {
     // It does not write over a file.
     let _ = fs::remove_file(OUT);
-    machine::command(COPY, &[&url(name), OUT])?;
+    copy(&url(name), OUT)?;
     let back = fs::read(OUT).map_err(|error| format!("{OUT}: {error}"))?;
     let differs = back.iter().zip(bytes).position(|(a, b)| a != b);
     match differs {
