@@ -38,8 +38,23 @@ pub fn start(manifest: Manifest) -> Result<Manager, Failure> {
     Manager::start(manifest, options).map_err(|error| format!("the manager does not start: {error}"))
 }
 
-/// The conformance suite of fido-core, unchanged, with guests for its three roles.
-pub fn conform(machine: &Machine, reporter: &mut Reporter, wait: WaitStrategy) -> Result<String, Failure> {
+/// The conformance suite of fido-core, unchanged, with guests for its three roles: once for each way to wait that leaves
+/// the host's processors to others. With `spin` it passes as well, but takes twice as long; `ring` spins.
+pub fn conform(machine: &Machine, reporter: &mut Reporter) -> Result<String, Failure> {
+    let mut found = Vec::new();
+    for wait in [WaitStrategy::Sleep, WaitStrategy::Adaptive] {
+        let began = Instant::now();
+        let passed = conform_with(machine, reporter, wait).map_err(|failure| format!("{wait:?}: {failure}"))?;
+        let seconds = began.elapsed().as_secs_f64();
+        let text = format!("{wait:?}: {passed} cases passed within {seconds:.1} s, guests created and destroyed");
+        reporter.send(Kind::Note, "conformance", text.as_bytes())?;
+        found.push(format!("{passed} ({wait:?})"));
+    }
+    Ok(format!("cases passed, by the way to wait: {}", found.join(", ")))
+}
+
+/// The suite with one way to wait. How many cases have passed, which is all of them.
+fn conform_with(machine: &Machine, reporter: &mut Reporter, wait: WaitStrategy) -> Result<usize, Failure> {
     let [judge, peer, third] = ROLES;
     let fence = FencePolicy { deadline: FENCE_LIMIT };
     let mut manifest = Manifest { platform: Platform::Xen, fence, ..Manifest::new("conformance") };
@@ -68,8 +83,9 @@ pub fn conform(machine: &Machine, reporter: &mut Reporter, wait: WaitStrategy) -
     let status = manager.status();
     let down = manager.shutdown(SHUTDOWN_LIMIT);
     let passed = note(&status, "passed").unwrap_or("0");
-    let all = conformance::cases().len().to_string();
-    if note(&status, "verdict") != Some(PASSED) || note(&status, "case") != Some(ALL_CASES) || passed != all {
+    let all = conformance::cases().len();
+    if note(&status, "verdict") != Some(PASSED) || note(&status, "case") != Some(ALL_CASES) || passed != all.to_string()
+    {
         return Err(format!(
             "{passed} of {all} cases passed; the judge says {:?}; {}",
             note(&status, "verdict"),
@@ -77,7 +93,7 @@ pub fn conform(machine: &Machine, reporter: &mut Reporter, wait: WaitStrategy) -
         ));
     }
     down.map_err(|error| format!("the guests do not end: {error}"))?;
-    Ok(format!("{passed} cases passed"))
+    Ok(all)
 }
 
 fn note<'a>(status: &'a Status, name: &str) -> Option<&'a str> {

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use fido_core::assignment::WaitStrategy;
 use xen_guest::report::Kind;
 
 use crate::machine::Machine;
@@ -18,7 +17,7 @@ pub fn run(name: &str, machine: &mut Machine, reporter: &mut Reporter) -> Result
         "doctor" => crate::doctor::run(reporter),
         "costs" => crate::costs::run(machine, reporter),
         "memory" => crate::memory::run(machine, reporter),
-        "conformance" => crate::appliance::conform(machine, reporter, WaitStrategy::Sleep),
+        "conformance" => crate::appliance::conform(machine, reporter),
         "destroy" => crate::appliance::destroy(machine, reporter),
         "ring" => crate::appliance::ring(machine, reporter),
         "refusals" => crate::refusals::run(machine, reporter),
