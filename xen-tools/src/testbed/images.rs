@@ -104,10 +104,12 @@ impl Parts {
         let own_module = module::is_there(source)
             .then(|| module::build(supervisor, (&cache, root), (source, &image), again))
             .transpose()?;
-        let entry = |name, packages: &[Package], then: &dyn Fn(&Path) -> Result<(), TestbedError>| {
-            packages::entry(supervisor, (&cache, root), (name, VERSION), packages, again, then)
-        };
         let modules: Vec<&str> = DOM0_MODULES.into_iter().chain(GUEST_MODULES).collect();
+        // Who adds a program or a module gets a new image, whatever else the cache has.
+        let version = format!("{VERSION} {TOOLS:?} {modules:?}");
+        let entry = |name, packages: &[Package], then: &dyn Fn(&Path) -> Result<(), TestbedError>| {
+            packages::entry(supervisor, (&cache, root), (name, &version), packages, again, then)
+        };
         let hypervisor = entry("hypervisor", &hypervisor, &|folder| hypervisor_of(supervisor, folder))?;
         let kernel = entry("kernel", &kernel, &|folder| kernel::unpacked(supervisor, folder, &modules))?;
         let dom0 = entry("dom0", &resolved, &|folder| dom0_of(folder))?;
