@@ -1,7 +1,7 @@
 //! `fido bench blk`: what a block device costs in another domain, in the shape of Fip-see's tables 8 to 17.
 //!
 //! Every device is used three ways through one and the same API: *direct*, in this process; through *MMBlk*, in a second
-//! process; and *copying*, in a second process in the manner of blkfront ([`copying`], a model made for this benchmark).
+//! process; and *copying*, in a second process in the manner of blkfront (a model made for this benchmark).
 //! The three take turns in every round. The devices are the null device, memory, and a file with and without the page
 //! cache; the rows are reads and writes at random places; what is asked is operations per second with many requests
 //! under way, and the latency of one at a time.
