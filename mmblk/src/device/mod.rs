@@ -40,7 +40,8 @@ pub trait Device: Debug + Send + Sync {
     /// A queue on it for one thread, which lends buffers of `memory`.
     ///
     /// # Errors
-    /// [`OpenError`] if the system has no descriptor or memory for it.
+    /// [`OpenError`] if the system has no descriptor or memory for it, or for a second queue of what has only one, as
+    /// an array does.
     fn queue(&self, memory: &Memory) -> Result<BoxQueue, OpenError>;
 
     /// Looks whether what is behind it has another size by now; if so, all queues hear of it.

@@ -122,7 +122,7 @@ impl Device for RaidDevice {
         let other = |error: RaidError| OpenError::Other { kind: self.kind.clone(), error: error.into() };
         // Relaxed: it orders nothing but itself.
         if self.taken.swap(true, Ordering::Relaxed) {
-            let reason = "an array has one queue, so its component can serve one lane only".into();
+            let reason = "an array has one queue, so its component can serve one front end over one lane only".into();
             return Err(OpenError::Option { kind: self.kind.clone(), what: "a second queue".into(), reason });
         }
         let mut array = assemble(queues(&self.members, memory)?, None, self.options, memory).map_err(other)?;

@@ -219,6 +219,10 @@ impl RaidQueue {
                 break;
             }
         }
+        if self.is_starved() {
+            // An owner that always has something to do never arms.
+            self.wake.after(TICK);
+        }
         self.members.flush_submissions();
     }
 
@@ -257,9 +261,14 @@ impl RaidQueue {
         }
     }
 
+    /// Whether something waits for a buffer, and is looked at again when the timer has rung.
+    fn is_starved(&self) -> bool {
+        self.members.is_starved() || !self.starved.is_empty()
+    }
+
     /// Sets the timer for what hangs on the clock.
     pub(super) fn set_timer(&mut self) {
-        if self.members.is_starved() || !self.starved.is_empty() || self.waits_for_rate() || self.checkpoint_starves() {
+        if self.is_starved() || self.membership_waits() || self.waits_for_rate() || self.checkpoint_starves() {
             self.wake.after(TICK);
         } else if let Some(limit) = self.options.stall_limit
             && !self.members.is_idle()

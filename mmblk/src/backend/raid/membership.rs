@@ -43,6 +43,11 @@ impl RaidQueue {
         self.membership.dirty || self.membership.update.is_some()
     }
 
+    /// Whether a change is to be written down that has not begun: there was no buffer for it, or nobody has polled.
+    pub(super) fn membership_waits(&self) -> bool {
+        self.membership.dirty && self.membership.update.is_none() && self.failure.is_none()
+    }
+
     /// Whether the array can do without a member that it has.
     pub(super) fn can_lose(&self, member: usize) -> bool {
         let roles: Vec<Role> = self.members.all.iter().map(|member| member.role).collect();
@@ -102,7 +107,7 @@ impl RaidQueue {
 
     /// Begins an update if there is need of one.
     pub(super) fn step_membership(&mut self) {
-        if !self.membership.dirty || self.membership.update.is_some() || self.failure.is_some() {
+        if !self.membership_waits() {
             return;
         }
         let superblock = &mut self.membership.superblock;

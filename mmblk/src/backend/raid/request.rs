@@ -232,6 +232,8 @@ impl RaidQueue {
         let Some(request) = self.requests.remove(&id) else { return };
         let result = match request.error {
             Some(error) => Err(error),
+            // Somebody may have missed it whom the superblocks still count on, and always will.
+            None if request.changes && self.failure.is_some() => Err(failed()),
             None => {
                 let mut all = Payload::new();
                 request.parts.into_iter().for_each(|part| all.append(part.data));

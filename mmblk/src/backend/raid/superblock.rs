@@ -149,9 +149,17 @@ impl Superblock {
         if !(data_offset | log_bytes).is_multiple_of(block.into()) {
             return Err(wrong("data_offset", data_offset));
         }
+        // Each update adds one; no array lives to see the end, so who claims to is not one of ours.
+        if u64_at(64) >> 63 != 0 {
+            return Err(wrong("generation", u64_at(64)));
+        }
         let layout = Layout { level, members, chunk: u32_at(36), data_offset, stripes: u64_at(48) };
         // Whether the member is as long as that is checked where its length is known.
         let layout = layout.checked(block, u64::MAX).map_err(|_| wrong("stripes, chunk or members", layout.stripes))?;
+        // A record that never finds room would wait for ever.
+        if log_bytes < super::create::least_log_bytes(layout.chunk, block) {
+            return Err(wrong("log_bytes", log_bytes));
+        }
         let index = (bytes[34] != SPARE).then(|| usize::from(bytes[34]));
         if index.is_some_and(|index| index >= members) {
             return Err(wrong("index", bytes[34].into()));
@@ -257,6 +265,21 @@ mod tests {
         assert!(matches!(with(|s| s.log_bytes += 4096), Err(SuperblockError::Value { what: "log_bytes", .. })));
         assert!(matches!(with(|s| s.layout.chunk = 3), Err(SuperblockError::Value { .. })));
         assert!(matches!(with(|s| s.block = 256), Err(SuperblockError::Value { what: "block", .. })));
+    }
+
+    #[test]
+    fn generations_leave_room_and_logs_have_it() {
+        let most = Superblock { generation: u64::MAX >> 1, ..example() };
+        assert_eq!(Superblock::decode(&most.encode()).as_ref(), Ok(&most));
+        let value = (u64::MAX >> 1) + 1;
+        let beyond = Superblock { generation: value, ..example() };
+        assert_eq!(Superblock::decode(&beyond.encode()), Err(SuperblockError::Value { what: "generation", value }));
+        let least = crate::backend::raid::create::least_log_bytes(65536, 4096);
+        let small = Superblock { log_bytes: least, ..example() };
+        assert_eq!(Superblock::decode(&small.encode()).as_ref(), Ok(&small));
+        let value = least - 4096;
+        let smaller = Superblock { log_bytes: value, ..example() };
+        assert_eq!(Superblock::decode(&smaller.encode()), Err(SuperblockError::Value { what: "log_bytes", value }));
     }
 
     proptest! {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fido_core::wait::Source;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -14,7 +14,8 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, 
 pub(super) struct Wake {
     epoll: OwnedFd,
     timer: OwnedFd,
-    set: bool,
+    /// When the timer goes off.
+    due: Option<Instant>,
 }
 
 impl Wake {
@@ -23,7 +24,7 @@ impl Wake {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
         epoll::add(&epoll, &timer, EventData::new_u64(0), EventFlags::IN)?;
-        Ok(Self { epoll, timer, set: false })
+        Ok(Self { epoll, timer, due: None })
     }
 
     /// Enters a queue's descriptor. It leaves the set when it is closed.
@@ -37,23 +38,27 @@ impl Wake {
 
     /// Wakes after `wait`, unless an earlier wake-up is set.
     pub(super) fn after(&mut self, wait: Duration) {
-        if self.set {
+        let due = Instant::now() + wait;
+        if self.due.is_some_and(|earlier| earlier <= due) {
             return;
         }
         let time = Timespec::try_from(wait.max(Duration::from_micros(1))).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
         let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: time };
         // It cannot fail with a valid time; if it does, the timer is set again at the next look.
-        self.set = rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).is_ok();
+        let set = rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once);
+        self.due = set.is_ok().then_some(due);
     }
 
     /// Whether the timer has gone off; it is then to be set anew.
     pub(super) fn has_rung(&mut self) -> bool {
-        if !self.set {
+        if self.due.is_none() {
             return false;
         }
         let mut count = [0; 8];
         let rung = rustix::io::read(&self.timer, &mut count).is_ok();
-        self.set &= !rung;
+        if rung {
+            self.due = None;
+        }
         rung
     }
 
@@ -66,5 +71,23 @@ impl Wake {
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_earlier_wake_up_counts_and_a_later_one_does_not() {
+        let mut wake = Wake::new().unwrap();
+        assert!(!wake.has_rung());
+        wake.after(Duration::from_secs(3600));
+        wake.after(Duration::from_millis(1));
+        wake.after(Duration::from_secs(3600));
+        let mut timer = [rustix::event::PollFd::new(&wake.timer, rustix::event::PollFlags::IN)];
+        let patience = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
+        assert_eq!(rustix::event::poll(&mut timer, Some(&patience)).unwrap(), 1, "the earlier one was forgotten");
+        assert!(wake.has_rung() && !wake.has_rung());
     }
 }

@@ -306,6 +306,11 @@ impl<Q: BlockQueue> BackEnd<Q> {
     /// Enters the first waiting request into the front end's account.
     fn admit(&mut self, op: &BlockOp, since: Option<Instant>) -> Result<Option<Lent>, Refused> {
         self.share.set_lack(Lack::Nothing);
+        // Before anything is lent: what is given back at once would wake all that want something, this lane too.
+        if !self.share.has_request() {
+            self.share.set_lack(Lack::Request);
+            return Err(Refused::Wait);
+        }
         let mut lent = None;
         let bytes = lends(op);
         if bytes > 0 && self.share.limits().lent_bytes < u64::MAX {

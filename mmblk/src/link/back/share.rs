@@ -82,6 +82,10 @@ impl Share {
         self.is_cleared
     }
 
+    pub(super) fn has_request(&self) -> bool {
+        self.account.has_request()
+    }
+
     pub(super) fn take_request(&self) -> bool {
         self.account.take_request()
     }
