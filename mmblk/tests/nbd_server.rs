@@ -6,13 +6,14 @@ mod common;
 #[path = "common/nbd.rs"]
 mod nbd;
 
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use fido_core::testing::private_memory;
 use mmblk::backend::memory::MemoryDevice;
-use mmblk::export::nbd::Limits;
+use mmblk::export::nbd::{Limits, Server};
 use mmblk::nbd::MAX_PAYLOAD;
-use mmblk::nbd::haggling::{encode_go, option, reply};
+use mmblk::nbd::haggling::{encode_go, encode_option, option, reply};
 use mmblk::nbd::transmission::{Chunk, CommandFlags, Reply, Request, chunk, command, error};
 use mmblk::queue::{Geometry, MAX_REQUEST_BYTES};
 use nbd::{Raw, Running, export};
@@ -236,6 +237,50 @@ fn clients_beyond_the_limit_are_told_so_and_may_come_later() {
     assert_eq!(c.ask(option::GO, &go).last().unwrap().0, reply::ACK);
     works(&mut a, 1);
     works(&mut c, 2);
+}
+
+#[test]
+fn who_vanishes_while_it_waits_to_enter_takes_no_place_with_it() {
+    let (queue, hand) = common::held::Held::new(GEOMETRY);
+    let limits = Limits { clients: 1, ..Limits::default() };
+    let running = Running::start(vec![export("disk")], limits, &private_memory(32 << 20), vec![vec![queue]]);
+    let mut first = Raw::enter(&running.socket, "disk", false);
+    first.request(request(command::READ, 1, 0, 512), &[]);
+    eventually(|| hand.len() == 1);
+    drop(first);
+    eventually(|| running.server.served() == 0);
+    // This one agrees, and waits for the end of the first one's request; then its connection is reset.
+    let mut second = std::net::TcpStream::connect(running.tcp()).unwrap();
+    let hello = [&3u32.to_be_bytes()[..], &encode_option(option::GO, &encode_go("disk", &[]))].concat();
+    std::io::Write::write_all(&mut second, &hello).unwrap();
+    eventually(|| running.server.served() == 1);
+    rustix::net::sockopt::set_socket_linger(&second, Some(Duration::ZERO)).unwrap();
+    drop(second);
+    eventually(|| running.server.served() == 0);
+    hand.release(1);
+    drop(Raw::enter(&running.socket, "disk", false));
+}
+
+#[test]
+fn many_clients_that_come_at_once_are_all_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nbd");
+    let places = [mmblk::nbd::place::Place::Unix(path.clone())];
+    let mut server = Server::bind(&places, vec![export("disk")], Limits::default()).unwrap();
+    let (device, memory) = (MemoryDevice::new(GEOMETRY).unwrap(), private_memory(8 << 20));
+    let mut worker = || server.worker(memory.clone(), vec![device.queue(memory.clone()).unwrap()]).unwrap();
+    let mut workers = [worker(), worker()];
+    let clients: Vec<_> = (0..40).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    for _ in 0..10 {
+        for worker in &mut workers {
+            worker.poll();
+        }
+    }
+    for mut client in clients {
+        client.set_nonblocking(true).unwrap();
+        let mut hello = [0; 18];
+        assert_eq!(std::io::Read::read(&mut client, &mut hello).unwrap(), hello.len());
+    }
 }
 
 #[test]

@@ -163,6 +163,18 @@ fn a_ring_can_be_stopped_and_go_on() {
 }
 
 #[test]
+fn a_file_that_is_no_socket_is_never_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("precious");
+    std::fs::write(&path, "data").unwrap();
+    let device = MemoryDevice::new(GEOMETRY).unwrap();
+    let memory = private_memory(16 << 20);
+    let device = Device::new(memory.clone(), vec![Box::new(device.queue(memory).unwrap())], "disk").unwrap();
+    assert!(Export::start(&path, device).is_err());
+    assert_eq!(std::fs::read(&path).unwrap(), b"data");
+}
+
+#[test]
 fn front_ends_follow_each_other_and_leave_no_window() {
     let rig = Rig::new();
     for _ in 0..3 {

@@ -3,9 +3,7 @@
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -46,7 +44,7 @@ impl Listener {
                 Ok(Self { fd: listener.into(), place: Place::Tcp(host.clone(), port) })
             }
             Place::Unix(path) => {
-                let listener = bind_unix(path).map_err(failed)?;
+                let listener = crate::export::bind_unix(path).map_err(failed)?;
                 listener.set_nonblocking(true).map_err(failed)?;
                 Ok(Self { fd: listener.into(), place: place.clone() })
             }
@@ -79,22 +77,6 @@ impl Drop for Listener {
     }
 }
 
-/// Binds, in the place of a predecessor's socket if nobody listens there any more.
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let is_socket = path.metadata().is_ok_and(|meta| meta.file_type().is_socket());
-            let dead = UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
-            if !is_socket || !dead {
-                return Err(error);
-            }
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        other => other,
-    }
-}
-
 /// What is set on a client's socket. Unix sockets have none of it, and need none.
 pub(crate) fn tune(fd: &OwnedFd) {
     // Without these a connection works all the same.
@@ -108,6 +90,7 @@ pub(crate) fn tune(fd: &OwnedFd) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixListener;
 
     #[test]
     fn a_dead_predecessors_socket_is_replaced_and_a_living_ones_is_not() {

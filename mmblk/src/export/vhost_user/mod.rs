@@ -52,6 +52,9 @@ use session::Session;
 /// The most rings of one device.
 pub const MAX_RINGS: usize = 256;
 
+/// Before another front end is accepted when that has failed.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+
 /// A device to be exported.
 pub struct Device {
     memory: Memory,
@@ -163,15 +166,27 @@ impl Export {
     /// [`ExportError::Socket`].
     pub fn start(path: &Path, mut device: Device) -> Result<Self, ExportError> {
         let failed = |error| ExportError::Socket { path: path.to_path_buf(), error };
-        let listener = listen(path).map_err(failed)?;
+        let listener = super::bind_unix(path).map_err(failed)?;
         let accepting = listener.try_clone().map_err(failed)?;
         let shared = Arc::new(Shared::default());
         let served = shared.clone();
         let thread = std::thread::Builder::new()
             .name("vhost-user".into())
             .spawn(move || {
-                while let Ok((socket, _)) = accepting.accept() {
-                    *served.front_end.lock().unwrap_or_else(PoisonError::into_inner) = socket.try_clone().ok();
+                while !served.stop.load(Ordering::Acquire) {
+                    // Whoever cannot be had now, for want of a descriptor perhaps, may come again.
+                    let accepted = accepting.accept().and_then(|(socket, _)| Ok((socket.try_clone()?, socket)));
+                    let (handle, socket) = match accepted {
+                        Ok(sockets) => sockets,
+                        Err(error) => {
+                            if !served.stop.load(Ordering::Acquire) {
+                                tracing::warn!(%error, "a front end cannot be served");
+                                std::thread::sleep(PAUSE);
+                            }
+                            continue;
+                        }
+                    };
+                    *served.front_end.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle);
                     if served.stop.load(Ordering::Acquire) {
                         return;
                     }
@@ -200,15 +215,5 @@ impl Drop for Export {
             let _ = thread.join();
         }
         let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && UnixStream::connect(path).is_err() => {
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        other => other,
     }
 }

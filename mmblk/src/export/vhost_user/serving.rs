@@ -135,7 +135,11 @@ impl Serving {
             any = self.hand_on(head, next);
         }
         let depth = self.queue.geometry().depth as usize;
-        while self.blocked.is_none() && self.under_way < depth {
+        // A guest that is answered at once could go on for ever.
+        for _ in 0..self.ring.places() {
+            if self.blocked.is_some() || self.under_way >= depth {
+                break;
+            }
             let head = match self.again.pop() {
                 Some(head) => head,
                 None if !fresh => break,

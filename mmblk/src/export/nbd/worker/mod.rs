@@ -206,7 +206,12 @@ impl<Q: BlockQueue> Worker<Q> {
         }
         self.acceptable = false;
         for index in 0..self.listeners.len() {
-            for _ in 0..TURN {
+            for accepted in 0..=TURN {
+                if accepted == TURN {
+                    // There may be more, for which there is no other edge.
+                    self.acceptable = true;
+                    break;
+                }
                 if !self.shared.admits() {
                     // Looked at again when the timer goes off.
                     self.acceptable = true;
@@ -251,7 +256,12 @@ impl<Q: BlockQueue> Worker<Q> {
         self.shared.clients.fetch_sub(1, Ordering::Relaxed);
         self.door.gone();
         self.haggling.retain(|other| *other != key);
-        let Talk::Serving(session) = client.talk else { return };
+        let session = match client.talk {
+            Talk::Serving(session) => session,
+            // It has its place already.
+            Talk::Haggling(Haggling { agreed: Some(_), .. }) => return self.shared.release(),
+            Talk::Haggling(_) => return,
+        };
         let export = session.agreement.export;
         let orphans = self.requests.count(key);
         if let (Some(outlet), Some(count)) = (self.outlets.get_mut(export), self.shared.orphans.get(export)) {

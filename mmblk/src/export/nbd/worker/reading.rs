@@ -92,9 +92,6 @@ impl<Q: BlockQueue> Worker<Q> {
         }
         if let Some(reason) = haggling.over {
             tracing::info!(reason, "leaving a client");
-            if haggling.agreed.is_some() {
-                self.shared.release();
-            }
             return self.close(key);
         }
         if let Some(agreement) = haggling.agreed {
