@@ -4,7 +4,11 @@ use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use super::{Connected, NbdError};
 use crate::nbd::haggling::{
@@ -53,7 +57,7 @@ enum Stream {
 
 fn open(place: &Place, timeout: Duration) -> io::Result<Stream> {
     match place {
-        Place::Unix(path) => UnixStream::connect(path).map(Stream::Unix),
+        Place::Unix(path) => connect_unix(path, timeout).map(Stream::Unix),
         Place::Tcp(host, port) => {
             let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
             for address in (host.as_str(), *port).to_socket_addrs()? {
@@ -64,6 +68,18 @@ fn open(place: &Place, timeout: Duration) -> io::Result<Stream> {
             }
             Err(last)
         }
+    }
+}
+
+/// Waits no longer than `timeout` for a server whose queue of clients is full.
+fn connect_unix(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(timeout))?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Ok(()) => Ok(socket.into()),
+        Err(Errno::AGAIN) => Err(io::ErrorKind::TimedOut.into()),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -227,4 +243,31 @@ fn into_socket(stream: Stream) -> io::Result<OwnedFd> {
             stream.into()
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_accepts_nobody_is_waited_for_no_longer_than_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nbd");
+        let listener = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut waiting = Vec::new();
+            let error = loop {
+                match connect_unix(&path, Duration::from_millis(20)) {
+                    Ok(socket) => waiting.push(socket),
+                    Err(error) => break error,
+                }
+            };
+            let _ = tell.send((waiting.len(), error.kind()));
+        });
+        let (waiting, error) = told.recv_timeout(Duration::from_secs(20)).expect("it waits for ever");
+        assert!(waiting < 10 && error == io::ErrorKind::TimedOut);
+    }
 }

@@ -281,6 +281,9 @@ fn within(table: &mut Table, cookie: u64, offset: u64, len: u32) -> Result<(), N
     if len == 0 || offset < start || last.is_none_or(|last| last > end) {
         return Err(format!("{len} bytes at {offset} for a read of {start} to {end}"));
     }
+    if !pending.announce(len) {
+        return Err(format!("more bytes than the read of {start} to {end} asked for"));
+    }
     Ok(())
 }
 

@@ -24,6 +24,8 @@ pub(super) struct Pending {
     done: u64,
     /// What has been read, with its offset.
     pieces: Vec<(u64, Payload)>,
+    /// Bytes of the answer that have been announced.
+    announced: u64,
     pub(super) extents: Vec<Extent>,
     pub(super) error: Option<BlockError>,
     order: u64,
@@ -67,7 +69,8 @@ impl Table {
         let order = self.submitted;
         self.submitted += 1;
         let (pieces, extents) = (Vec::new(), Vec::new());
-        let pending = Pending { id, op, asked, done: 0, pieces, extents, error: None, order, sent: false };
+        let pending =
+            Pending { id, op, asked, done: 0, pieces, announced: 0, extents, error: None, order, sent: false };
         if let Some(place) = self.places.get_mut(usize::from(index)) {
             *place = Some(pending);
         }
@@ -81,6 +84,7 @@ impl Table {
         pending.asked.cookie = self.cookies << 16 | u64::from(index);
         pending.sent = true;
         pending.pieces.clear();
+        pending.announced = 0;
         pending.extents.clear();
         pending.error = None;
         let data = match &pending.op {
@@ -116,12 +120,14 @@ impl Table {
         Some(pending)
     }
 
-    /// Marks all requests as not sent. Returns their places in the order of their submission.
+    /// Marks all requests as not sent, and begins each anew: what the server has lost may be what it had answered of a
+    /// request whose flush it had not. Returns their places in the order of their submission.
     pub(super) fn recall(&mut self) -> Vec<u16> {
         let mut all = Vec::with_capacity(self.len());
         for (index, place) in (0u16..).zip(&mut self.places) {
             if let Some(pending) = place {
-                pending.sent = false;
+                (pending.sent, pending.done) = (false, 0);
+                pending.asked = first(&pending.op, self.flags);
                 all.push((pending.order, index));
             }
         }
@@ -179,6 +185,13 @@ impl Pending {
         false
     }
 
+    /// Notes that so many bytes of the answer come. Whether it is no more than was asked for: else a server could make
+    /// us keep piece after piece.
+    pub(super) fn announce(&mut self, len: u32) -> bool {
+        self.announced += u64::from(len);
+        self.announced <= self.asked.len.into()
+    }
+
     /// Takes bytes that were read at `offset`.
     pub(super) fn read(&mut self, offset: u64, data: Payload) {
         match self.pieces.last_mut() {
@@ -227,5 +240,40 @@ pub(super) fn failure(number: u32) -> BlockError {
         error::ENOTSUP => BlockError::Unsupported,
         error::EPERM => BlockError::ReadOnly,
         other => BlockError::Io { errno: i32::try_from(other).unwrap_or(error::EIO.cast_signed()) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fido_core::testing::private_memory;
+
+    #[test]
+    fn a_durable_write_whose_flush_was_not_answered_is_written_again() {
+        let memory = private_memory(1 << 20);
+        let data = memory.alloc(512).unwrap().into_payload();
+        let mut table = Table::new(1, ExportFlags::HAS_FLAGS | ExportFlags::SEND_FLUSH);
+        let index = table.insert(7, BlockOp::Write { offset: 0, data, durable: true }).unwrap();
+        let mut asked = |table: &mut Table| table.ask(index).map(|(request, data)| (request, data.len())).unwrap();
+        let (write, _) = asked(&mut table);
+        assert!(matches!(table.answered(write.cookie, &memory), Some(Next::Ask)));
+        assert_eq!(asked(&mut table).0.command, command::FLUSH);
+        assert_eq!(table.recall(), [index]);
+        let (again, len) = asked(&mut table);
+        assert_eq!((again.command, len), (command::WRITE, 512));
+        assert!(matches!(table.answered(again.cookie, &memory), Some(Next::Ask)));
+        let (flush, _) = asked(&mut table);
+        assert!(matches!(table.answered(flush.cookie, &memory), Some(Next::End(7, Ok(_), 512))));
+    }
+
+    #[test]
+    fn no_more_of_an_answer_is_kept_than_was_asked_for() {
+        let mut table = Table::new(1, ExportFlags::empty());
+        let index = table.insert(7, BlockOp::Read { offset: 0, len: 1024 }).unwrap();
+        for _ in 0..2 {
+            let (request, _) = table.ask(index).unwrap();
+            let pending = table.get_mut(request.cookie).unwrap();
+            assert!(pending.announce(512) && pending.announce(512) && !pending.announce(1));
+        }
     }
 }
