@@ -425,7 +425,9 @@ impl Source for Lane {
         let wants_message = !self.held_back || session.loans.len() > 0;
         let has_place = self.backlog.len() < self.setup.place.plan.slots as usize;
         let can_take = wants_message && has_place && session.rx.is_ready();
-        has_room || can_take || session.returns.is_due() && !self.wants_room
+        // Returns need a place in the ring, but no loan as `has_room` does.
+        let can_return = session.returns.is_due() && (!self.wants_room || session.tx.room() > 0);
+        has_room || can_take || can_return
     }
 
     fn disarm(&mut self) {
