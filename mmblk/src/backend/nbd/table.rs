@@ -254,7 +254,7 @@ mod tests {
         let data = memory.alloc(512).unwrap().into_payload();
         let mut table = Table::new(1, ExportFlags::HAS_FLAGS | ExportFlags::SEND_FLUSH);
         let index = table.insert(7, BlockOp::Write { offset: 0, data, durable: true }).unwrap();
-        let mut asked = |table: &mut Table| table.ask(index).map(|(request, data)| (request, data.len())).unwrap();
+        let asked = |table: &mut Table| table.ask(index).map(|(request, data)| (request, data.len())).unwrap();
         let (write, _) = asked(&mut table);
         assert!(matches!(table.answered(write.cookie, &memory), Some(Next::Ask)));
         assert_eq!(asked(&mut table).0.command, command::FLUSH);
