@@ -39,7 +39,7 @@ pub fn start(manifest: Manifest) -> Result<Manager, Failure> {
 }
 
 /// The conformance suite of fido-core, unchanged, with guests for its three roles: once for each way to wait that leaves
-/// the host's processors to others. With `spin` it passes as well, but takes twice as long; `ring` spins.
+/// the host's processors to others. With `spin` it passes as well; `ring` spins.
 pub fn conform(machine: &Machine, reporter: &mut Reporter) -> Result<String, Failure> {
     let mut found = Vec::new();
     for wait in [WaitStrategy::Sleep, WaitStrategy::Adaptive] {
