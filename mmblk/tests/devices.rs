@@ -50,7 +50,7 @@ fn an_image_that_grows_is_looked_at_through_layers() {
 #[test]
 fn what_cannot_be_opened_is_named() {
     for (text, part) in [
-        ("floppy:a", "null, memory, file, nbd, trace"),
+        ("floppy:a", "null, memory, file, nbd, raid0, raid1, raid5, trace"),
         ("null:1GB", "KiB"),
         ("null:1GiB,block=1000", "power of two"),
         ("null:1GiB,depth=5000", "4096"),
