@@ -31,6 +31,8 @@ pub struct Slot(u16);
 impl Slot {
     /// How many slots there are.
     pub const COUNT: usize = 1 << SLOT_BITS;
+    /// The one with the greatest number.
+    pub(crate) const LAST: Self = Self((Self::COUNT - 1) as u16);
 
     /// The slot with this number, or `None` from 4096 on.
     pub const fn new(number: u16) -> Option<Self> {

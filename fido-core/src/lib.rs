@@ -106,6 +106,8 @@ pub mod lane;
 #[cfg(not(loom))]
 pub mod message;
 #[cfg(not(loom))]
+pub mod private;
+#[cfg(not(loom))]
 pub mod testing;
 
 // Loom's atomics do not fit into shared memory, so there are no lanes under loom: only what the models check.

@@ -1,4 +1,4 @@
-//! Helpers for tests and for programs of one domain: arenas, memory and lanes without a manager.
+//! Helpers for tests: arenas, memory and lanes without a manager. (Programs without one have [`Memory::private`].)
 //!
 //! They panic where the system refuses what a test cannot do without.
 //!
@@ -11,15 +11,13 @@
 mod lanes;
 mod mesh;
 
-use std::alloc::Layout;
 use std::any::Any;
 #[cfg(not(any(miri, plain_memory)))]
 use std::os::fd::{AsFd, OwnedFd};
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::addr::{DomainId, Generation, Slot};
+use crate::addr::DomainId;
 use crate::arena::{LanePlan, OwnArena, RawArena};
 use crate::assignment::Transport;
 use crate::bell::Bell;
@@ -27,6 +25,7 @@ use crate::lane::{Lane, LaneSetup, Mailbox, News, PassFence};
 use crate::memory::Memory;
 #[cfg(not(any(miri, plain_memory)))]
 use crate::platform::host::memory;
+use crate::private::{self, own_id};
 use crate::window::{Window, WindowTable};
 pub use lanes::TestLanes;
 pub use mesh::{Node, mesh};
@@ -34,43 +33,13 @@ pub use mesh::{Node, mesh};
 /// The length of the arenas of a [`TestLink`].
 pub const TEST_ARENA_BYTES: u64 = 16 << 20;
 
-fn next_slot() -> Slot {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let taken = NEXT.fetch_add(1, Ordering::Relaxed) % Slot::COUNT as u16;
-    Slot::new(Slot::COUNT as u16 - 1 - taken).expect("within the limit")
-}
-
-/// Zeroed memory of this process.
-struct Plain {
-    base: NonNull<u8>,
-    layout: Layout,
-}
-
-// SAFETY: a range of memory that this value owns; it gives out no references.
-unsafe impl Send for Plain {}
-// SAFETY: as above.
-unsafe impl Sync for Plain {}
-
-impl Drop for Plain {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout in `plain_memory`, and nothing refers to it any more: windows and arenas own
-        // their mapping.
-        unsafe { std::alloc::dealloc(self.base.as_ptr(), self.layout) };
-    }
-}
-
 /// Memory for an arena that the kernel has no part in: nobody else can map it.
 pub(crate) fn plain_memory(len: u64) -> RawArena {
-    let layout = usize::try_from(len).ok().and_then(|len| Layout::from_size_align(len.max(1), 4096).ok());
-    let layout = layout.expect("a length that fits into memory");
-    // SAFETY: the layout's size is not zero.
-    let base = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).expect("memory for an arena");
-    RawArena { base, len, mapping: Box::new(Plain { base, layout }) }
+    private::plain_memory(len).expect("memory for an arena")
 }
 
 fn plain_arena(id: DomainId, len: u64, lanes: &[LanePlan]) -> OwnArena {
-    // SAFETY: fresh, zeroed memory that nobody else knows.
-    unsafe { OwnArena::format(plain_memory(len), id, lanes) }.expect("a layout within the limits")
+    private::arena(id, len, lanes).expect("memory for an arena, and a layout within the limits")
 }
 
 /// An arena of `len` bytes that no manager knows, in a slot of its own (counted down from the last one).
@@ -78,7 +47,7 @@ fn plain_arena(id: DomainId, len: u64, lanes: &[LanePlan]) -> OwnArena {
 /// # Panics
 /// If the system has no memory for it or the layout is beyond the limits.
 pub fn private_arena(len: u64, lanes: &[LanePlan]) -> OwnArena {
-    plain_arena(DomainId { slot: next_slot(), generation: Generation::FIRST }, len, lanes)
+    plain_arena(own_id(), len, lanes)
 }
 
 /// Memory over a private arena of `len` bytes: a heap, and no windows but the own.
@@ -86,7 +55,7 @@ pub fn private_arena(len: u64, lanes: &[LanePlan]) -> OwnArena {
 /// # Panics
 /// As [`private_arena`].
 pub fn private_memory(len: u64) -> Memory {
-    Memory::new(private_arena(len, &[]), Arc::new(WindowTable::default()))
+    Memory::private(len).expect("memory for an arena")
 }
 
 /// What is in an arena now, as its successor would find it: a copy that does not follow the original, changed by `edit`.
@@ -232,10 +201,9 @@ impl TestLink {
     /// # Panics
     /// As [`TestLink::new`], and if the rings leave no room in the arenas.
     pub fn sized(slots: u32, transport: Transport, bytes: u64) -> (Self, Lane, Lane) {
-        let id = || DomainId { slot: next_slot(), generation: Generation::FIRST };
         let plan = [LanePlan { link: 1, lane: 0, slots }];
-        let a = TestDomain::new(id(), bytes, &plan);
-        let b = TestDomain::new(id(), bytes, &plan);
+        let a = TestDomain::new(own_id(), bytes, &plan);
+        let b = TestDomain::new(own_id(), bytes, &plan);
         let mail = || Arc::new(Mailbox::new(Arc::new(Bell::new().expect("a bell"))));
         let (a_mail, b_mail) = (mail(), mail());
         let link = Self { transport, slots, a, b, a_mail, b_mail, a_passes: Arc::default() };
@@ -339,5 +307,5 @@ pub fn lane_pair(slots: u32, transport: Transport) -> (Lane, Lane) {
 /// # Panics
 /// If the system has no memory for it.
 pub fn test_domain(len: u64) -> TestDomain {
-    TestDomain::new(DomainId { slot: next_slot(), generation: Generation::FIRST }, len, &[])
+    TestDomain::new(own_id(), len, &[])
 }

@@ -1,14 +1,18 @@
-//! What the disk component is made of: its settings, and the threads that serve its links.
+//! What the components are made of: how each begins and ends; the disk's settings, and the threads that serve its links.
 //!
 //! Each link of the domain is a front end, each of its lanes a queue. `mmblk-disk` is the program; a component of another
 //! program may use the same parts.
 
 use std::collections::BTreeMap;
+use std::error::Error;
+use std::io::IsTerminal;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use fido_core::crew::{self, Crew, CrewError, MAX_CREW};
 use fido_core::domain::{Domain, DomainError};
 use serde::Deserialize;
+use tracing_subscriber::EnvFilter;
 
 use crate::device::description::Description;
 use crate::device::options::size;
@@ -17,6 +21,28 @@ use crate::link::back::{BackEnd, Limits, LimitsError, ServeError};
 
 /// A thread beyond the first that has had no work for so long is let go.
 const LULL: Duration = Duration::from_millis(500);
+
+/// The `main` of a component: what it logs goes to standard error, and so does what ends it, with its name. `usage` says
+/// what may be said on its command line, to who asks with `--help`.
+pub fn main(name: &str, usage: &str, run: impl FnOnce(&[String]) -> Result<(), Box<dyn Error>>) -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let terminal = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).init();
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let [word] = &*words
+        && matches!(&**word, "--help" | "-h")
+    {
+        println!("{usage}");
+        return ExitCode::SUCCESS;
+    }
+    match run(&words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{name}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// Why the component cannot serve.
 #[derive(Debug, thiserror::Error)]

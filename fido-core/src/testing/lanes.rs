@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{Passes, TestDomain, next_slot};
-use crate::addr::{DomainId, Generation};
+use super::{Passes, TestDomain};
+use crate::addr::DomainId;
 use crate::arena::LanePlan;
 use crate::assignment::Transport;
 use crate::bell::Bell;
 use crate::lane::{Lane, LaneSetup, Mailbox, News};
+use crate::private::own_id;
 
 /// A link of several lanes between a domain that serves and one that uses it. The test plays the manager.
 #[derive(Debug)]
@@ -39,7 +40,7 @@ impl TestLanes {
     /// If the system has no memory or descriptor for it, or the rings leave no room in the arenas.
     pub fn new(lanes: u16, slots: u32, bytes: u64) -> (Self, Vec<Lane>, Vec<Lane>) {
         let domain = || {
-            let id = DomainId { slot: next_slot(), generation: Generation::FIRST };
+            let id = own_id();
             TestDomain::new(id, bytes, &plans(lanes, slots))
         };
         let (server, user) = (domain(), domain());

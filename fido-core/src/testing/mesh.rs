@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{Passes, TestDomain, next_slot};
-use crate::addr::{DomainId, Generation};
+use super::{Passes, TestDomain};
 use crate::arena::LanePlan;
 use crate::assignment::Transport;
 use crate::bell::Bell;
 use crate::lane::{Lane, LaneSetup, Mailbox, News};
 use crate::memory::Memory;
+use crate::private::own_id;
 
 /// One domain of a mesh.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub struct Node {
 pub fn mesh(domains: usize, pairs: &[(usize, usize)], slots: u32, bytes: u64) -> Vec<Node> {
     let nodes: Vec<TestDomain> = (0..domains)
         .map(|node| {
-            let id = DomainId { slot: next_slot(), generation: Generation::FIRST };
+            let id = own_id();
             let mine = (0..).zip(pairs).filter(|(_, (a, b))| *a == node || *b == node);
             let plans: Vec<_> = mine.map(|(link, _)| LanePlan { link, lane: 0, slots }).collect();
             TestDomain::new(id, bytes, &plans)

@@ -4,30 +4,21 @@
 //! `docs/mmblk.md` has its settings and an example.
 
 use std::error::Error;
-use std::io::IsTerminal;
 use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
 
 use fido_core::crew::Crew;
 use fido_core::domain::{Domain, Notice};
 use fido_core::wait::Source;
-use mmblk::component::{Settings, serve};
+use mmblk::component::{self, Settings, serve};
 use mmblk::device::{self, BoxQueue};
 use mmblk::hangup::Hangup;
 use mmblk::link::back::BackEnd;
-use tracing_subscriber::EnvFilter;
+
+const USAGE: &str = "mmblk-disk takes no words: the manager starts it, with settings from the manifest (docs/mmblk.md)";
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    let terminal = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).init();
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("mmblk-disk: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    component::main("mmblk-disk", USAGE, |_| run())
 }
 
 fn run() -> Result<(), Box<dyn Error>> {

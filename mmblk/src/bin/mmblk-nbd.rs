@@ -20,15 +20,13 @@ use fido_core::assignment::WaitStrategy;
 use fido_core::crew::{self, Crew, MAX_CREW};
 use fido_core::domain::{Domain, Notice};
 use fido_core::memory::Memory;
-use fido_core::testing::private_memory;
 use fido_core::waiter::Waiter;
-use mmblk::device;
 use mmblk::export::nbd::{Export, Limits, Server, Worker};
 use mmblk::link::device::LinkDevice;
 use mmblk::link::front::LinkQueue;
 use mmblk::nbd::place::Place;
 use mmblk::queue::BlockQueue;
-use tracing_subscriber::EnvFilter;
+use mmblk::{component, device};
 
 /// How long a disk's domain may take to come up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -41,21 +39,11 @@ const ARENA: u64 = 512 << 20;
 const USAGE: &str = "usage: mmblk-nbd (HOST:PORT | unix:PATH)... DEVICE [queues=1] [read-only]";
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let ended = if words.is_empty() { component() } else { by_hand(&words) };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("mmblk-nbd: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    component::main("mmblk-nbd", USAGE, |words| if words.is_empty() { serve_domain() } else { by_hand(words) })
 }
 
 /// A domain of an appliance: the disks are others'.
-fn component() -> Result<(), Box<dyn Error>> {
+fn serve_domain() -> Result<(), Box<dyn Error>> {
     let domain = Domain::join().map_err(|error| format!("{error}\n{USAGE}"))?;
     let places = places(&domain)?;
     let (exports, disks) = disks(&domain)?;
@@ -162,14 +150,17 @@ fn by_hand(words: &[String]) -> Result<(), Box<dyn Error>> {
             None => read_only = true,
         }
     }
+    if !(1..=MAX_CREW).contains(&count) {
+        return Err(format!("{count} queues; it must be 1 to {MAX_CREW}").into());
+    }
     let device = device::open_text(disk)?;
     let export = Export { name: "disk".into(), description: disk.clone(), read_only };
     let mut server = Server::bind(&places, vec![export], Limits::default())?;
-    let memory = private_memory(ARENA);
+    let memory = Memory::private(ARENA)?;
     let queues = (0..count).map(|_| Ok(vec![device.queue(&memory)?])).collect::<Result<Vec<_>, Box<dyn Error>>>()?;
     let workers = workers(&mut server, &memory, queues)?;
     let waiter = move || Ok(Waiter::new(WaitStrategy::Adaptive)?.counting_in(&memory));
-    let crew = Crew::start(crew::Limits { least: 1, most: count.clamp(1, MAX_CREW), lull: LULL }, waiter, workers)?;
+    let crew = Crew::start(crew::Limits { least: 1, most: count, lull: LULL }, waiter, workers)?;
     println!("listening at {}", listening(&server));
     loop {
         fail_with(&crew)?;

@@ -20,14 +20,13 @@ use std::time::Duration;
 
 use fido_core::assignment::WaitStrategy;
 use fido_core::domain::{Domain, Notice};
-use fido_core::testing::private_memory;
+use fido_core::memory::Memory;
 use fido_core::waiter::Waiter;
-use mmblk::device;
 use mmblk::export::vhost_user::serving::Queue;
 use mmblk::export::vhost_user::{Device, Export, MAX_RINGS};
 use mmblk::hangup::Hangup;
 use mmblk::link::front::LinkQueue;
-use tracing_subscriber::EnvFilter;
+use mmblk::{component, device};
 
 /// How long the disk's domain may take to come up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -37,21 +36,11 @@ const ARENA: u64 = 32 << 20;
 const USAGE: &str = "usage: mmblk-vhost SOCKET DEVICE [rings=1] [serial=NAME]";
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let ended = if words.is_empty() { component() } else { by_hand(&words) };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("mmblk-vhost: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    component::main("mmblk-vhost", USAGE, |words| if words.is_empty() { serve_domain() } else { by_hand(words) })
 }
 
 /// A domain of an appliance: the disk is another's.
-fn component() -> Result<(), Box<dyn Error>> {
+fn serve_domain() -> Result<(), Box<dyn Error>> {
     let domain = Domain::join().map_err(|error| format!("{error}\n{USAGE}"))?;
     let socket: PathBuf = domain.required_param("socket")?;
     let serial: String = domain.param("serial", domain.name().to_owned())?;
@@ -89,7 +78,7 @@ fn by_hand(words: &[String]) -> Result<(), Box<dyn Error>> {
         return Err(format!("{rings} rings; it must be 1 to {MAX_RINGS}").into());
     }
     let device = device::open_text(disk)?;
-    let memory = private_memory(ARENA * rings as u64);
+    let memory = Memory::private(ARENA * rings as u64)?;
     let queues = (0..rings).map(|_| device.queue(&memory)).collect::<Result<Vec<Queue>, _>>()?;
     let _export = Export::start(Path::new(socket), Device::new(memory, queues, serial)?)?;
     println!("serving {socket}");

@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use fido_core::foreign::Landing;
 use fido_core::memory::Memory;
+use fido_core::private::PrivateMemoryError;
 use fido_core::wait::{PeerView, Source, WakeId};
 
 use crate::backend::DeviceError;
@@ -91,6 +92,9 @@ pub enum OpenError {
     /// A null or memory device.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// There is no memory to look at it with.
+    #[error(transparent)]
+    Memory(#[from] PrivateMemoryError),
     /// The system has no descriptor left.
     #[error("a queue cannot be set up: {0}")]
     System(#[from] io::Error),

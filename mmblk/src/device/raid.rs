@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fido_core::memory::Memory;
-use fido_core::testing::private_memory;
 
 use super::catalogue::open_members;
 use super::description::Description;
@@ -71,7 +70,7 @@ fn raid(device: &Description, level: Level) -> Result<Arc<dyn Device>, OpenError
         ..usual
     };
     options.done()?;
-    let memory = private_memory(LOOK_BYTES);
+    let memory = Memory::private(LOOK_BYTES)?;
     let mut members = open_members(device)?;
     if may_create && is_new(&members, run, &memory)? {
         create(queues(&members, &memory)?, &make, &memory).map_err(other)?;
@@ -147,7 +146,7 @@ mod tests {
 
     #[test]
     fn arrays_by_their_description() {
-        let memory = private_memory(8 << 20);
+        let memory = Memory::private(8 << 20).unwrap();
         for (kind, chunks) in [("raid0", 4), ("raid1", 1), ("raid5", 3)] {
             let text = format!("{kind}(create=yes,zeroed=yes,chunk=64KiB,log=512KiB; {FOUR})");
             let device = open_text(&text).unwrap();
