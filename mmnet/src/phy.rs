@@ -11,7 +11,7 @@ use fido_core::wait::Source;
 use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 
-use crate::frame::FrameLink;
+use crate::frame::{FrameLink, FramePort, HEADER_BYTES};
 
 /// A frame link as smoltcp wants it.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub struct FramePhy {
 impl FramePhy {
     /// A device over `link`.
     pub fn new(link: FrameLink) -> Self {
-        let frame = Vec::with_capacity(link.max_frame_bytes());
+        let frame = Vec::with_capacity(link.mtu() + HEADER_BYTES);
         Self { link, frame }
     }
 
@@ -50,8 +50,8 @@ impl Device for FramePhy {
 
     fn receive(&mut self, _now: Instant) -> Option<(Received<'_>, ToSend<'_>)> {
         loop {
-            let payload = self.link.recv()?;
-            // At most the link's limit, which the link has checked.
+            let payload = self.link.recv()?.payload;
+            // At most 64 KiB and a header, which the link has checked.
             self.frame.resize(payload.len() as usize, 0);
             // A peer that died after the lane's check takes its frame with it.
             if self.link.memory().copy_to_slice(&payload, &mut self.frame).is_ok() {
@@ -67,7 +67,7 @@ impl Device for FramePhy {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = self.link.max_frame_bytes();
+        capabilities.max_transmission_unit = self.link.mtu() + HEADER_BYTES;
         capabilities.checksum = ChecksumCapabilities::ignored();
         capabilities
     }
@@ -99,7 +99,7 @@ impl TxToken for ToSend<'_> {
             return f(&mut vec![0; len]);
         };
         let result = f(buf.as_mut_slice());
-        if self.link.send(buf.into_payload()).is_err() {
+        if self.link.send(buf.into_payload().into()).is_err() {
             self.link.count_unsent();
         }
         result
