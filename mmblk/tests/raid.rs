@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
+mod raid_faults;
 mod raid_rig;
 
 use common::{GEOMETRY, Rig, follows_the_model, pattern, steps};

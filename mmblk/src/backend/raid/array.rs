@@ -65,6 +65,8 @@ pub struct RaidQueue {
     pub(super) starved: VecDeque<(u64, Instant)>,
     pub(super) checkpoint: Option<Checkpoint>,
     pub(super) rebuild: Option<Rebuild>,
+    /// How many rebuilds have begun; the number of the last one.
+    pub(super) rebuilds_begun: u64,
     pub(super) scrub: Option<Scrub>,
     pub(super) spares: Vec<MemberQueue>,
     pub(super) failure: Option<ArrayFailure>,
@@ -124,6 +126,7 @@ impl RaidQueue {
             starved: VecDeque::new(),
             checkpoint: None,
             rebuild: parts.rebuild,
+            rebuilds_begun: 0,
             scrub: None,
             spares: parts.spares,
             failure: None,
@@ -240,7 +243,7 @@ impl RaidQueue {
             Purpose::Intent { seq } => self.intent_event(seq, member, result),
             Purpose::Checkpoint => self.checkpoint_event(member, result),
             Purpose::Superblock { copy } => self.superblock_event(copy, member, result),
-            Purpose::Progress => self.progress_event(member, result),
+            Purpose::Progress { rebuild } => self.progress_event(rebuild, member, result),
         }
     }
 
@@ -279,7 +282,11 @@ impl RaidQueue {
 
     /// Whether nothing is under way, neither for the user nor by itself.
     pub fn is_idle(&self) -> bool {
-        self.requests.is_empty() && self.ops.is_empty() && self.members.is_idle() && self.finished.is_empty()
+        self.requests.is_empty()
+            && self.ops.is_empty()
+            && self.members.is_idle()
+            && self.finished.is_empty()
+            && !self.is_changing()
     }
 }
 

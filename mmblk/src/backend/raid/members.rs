@@ -4,14 +4,16 @@ use std::collections::{HashMap, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use fido_core::memory::Memory;
+use fido_core::heap::ArenaBuf;
+use fido_core::memory::{CopyError, Memory};
 use fido_core::payload::Payload;
 use fido_core::wait::{PeerView, Source, WakeId};
 
+use super::blame::{Cause, cause};
 use super::superblock::Role;
 use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Features, Geometry};
 
-/// How long a member's want of buffers is waited out before it counts as its failure.
+/// How long a want of buffers is waited out before it is asked whose it is.
 const BUFFER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A queue of whatever kind, as a member.
@@ -99,8 +101,8 @@ pub(super) enum Purpose {
     Checkpoint,
     /// A superblock; which copy.
     Superblock { copy: usize },
-    /// The flush before the progress of a rebuild is written down.
-    Progress,
+    /// The flush before the progress of a rebuild is written down; the rebuild's number.
+    Progress { rebuild: u64 },
 }
 
 /// The end of a request to a member.
@@ -241,31 +243,10 @@ impl Members {
 
     /// What a completion means; nothing, if the request is tried again.
     fn ended(&mut self, member: usize, id: u64, result: Result<Payload, BlockError>) -> Option<Event> {
-        let (_, pending) = self.pending.get_mut(&id)?;
-        let place = self.all.get_mut(member)?;
-        let part = matches!(pending.purpose, Purpose::Part { .. });
-        match &result {
-            // Its own user's business; all that is ours waits for buffers to come back.
-            Err(BlockError::NoBuffer) if !part => {
-                let since = *pending.starved.get_or_insert_with(Instant::now);
-                if since.elapsed() < BUFFER_PATIENCE {
-                    place.later.push(id);
-                    return None;
-                }
-            }
-            // We could reach the bytes, the member cannot: it gets a copy. It must not count as its failure.
-            Err(BlockError::Address(_)) if !part && !pending.copied => {
-                if let BlockOp::Write { data, .. } = &mut pending.op
-                    && let Ok(Some(copy)) = self.memory.copy_in(data)
-                {
-                    *data = copy.into_payload();
-                    pending.copied = true;
-                    place.backlog.push_back(id);
-                    return None;
-                }
-            }
-            _ => {}
-        }
+        let result = match result {
+            Err(error) => Err(self.judged(member, id, error)?),
+            result => result,
+        };
         let (_, pending) = self.pending.remove(&id)?;
         let wanted = if let BlockOp::Read { len, .. } = pending.op { u64::from(len) } else { 0 };
         let result = match result {
@@ -275,6 +256,57 @@ impl Members {
             result => result,
         };
         Some(Event { member, purpose: pending.purpose, result })
+    }
+
+    /// What is left of an error of a member; nothing, if the request is tried again. A part of a request of the user's is
+    /// the user's business. All else is ours: it waits for what is missing, and gets a copy of what the member cannot reach.
+    fn judged(&mut self, member: usize, id: u64, error: BlockError) -> Option<BlockError> {
+        // Of one that has been kicked: nobody asks any more.
+        let (_, pending) = self.pending.get_mut(&id)?;
+        if matches!(pending.purpose, Purpose::Part { .. }) {
+            return Some(error);
+        }
+        match (cause(&error), &mut pending.op) {
+            (Cause::Scarce, _) => {
+                let since = *pending.starved.get_or_insert_with(Instant::now);
+                if since.elapsed() >= BUFFER_PATIENCE
+                    && let Some(error) = self.out_of_patience(member, id)
+                {
+                    return Some(error);
+                }
+            }
+            (Cause::Unreachable, BlockOp::Write { data, .. }) if !pending.copied => match self.memory.copy_in(data) {
+                Ok(copy) => {
+                    *data = copy.map(ArenaBuf::into_payload).unwrap_or_default();
+                    pending.copied = true;
+                    self.all.get_mut(member)?.backlog.push_back(id);
+                    return None;
+                }
+                // Our want of memory: once more when some has come back.
+                Err(CopyError::Heap(_)) => {}
+                // The bytes are gone in the middle of a write: without this member it is whole, with it it is not.
+                Err(CopyError::Address(_)) => return Some(error),
+            },
+            // Not even in our own arena: it can reach nothing any more.
+            (Cause::Unreachable | Cause::Member, _) => return Some(error),
+        }
+        self.all.get_mut(member)?.later.push(id);
+        None
+    }
+
+    /// What becomes of a request that has waited too long. A read can do without: its user hears of it. A write cannot; it
+    /// is the member's failure if nobody else is in want. Else it goes on waiting: buffers come back with loans, of which
+    /// a back end gives out no more than it has room for.
+    fn out_of_patience(&self, member: usize, id: u64) -> Option<BlockError> {
+        let (_, pending) = self.pending.get(&id)?;
+        let len = match &pending.op {
+            BlockOp::Read { .. } => return Some(BlockError::NoBuffer),
+            BlockOp::Write { data, .. } => data.len() as usize,
+            _ => 0,
+        };
+        let others = self.all.iter().enumerate().any(|(index, place)| index != member && !place.later.is_empty());
+        let room = len == 0 || self.memory.alloc(len).is_ok();
+        (room && !others).then_some(BlockError::NoBuffer)
     }
 
     /// Tries again what had no buffer. Whether there is more.

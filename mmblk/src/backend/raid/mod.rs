@@ -10,7 +10,7 @@
 //! | `create`, `assemble`, `recover` | before the array is used; these block |
 //! | `array`, `request`, `members`, `locks`, `wake` | the queue: requests, the members' queues, stripe locks |
 //! | `stripe`, `plan`, `protect`, `log` | a write to a stripe: what to read, parity, the log before it |
-//! | `membership` | failures and superblocks |
+//! | `blame`, `membership` | failures and superblocks |
 //! | `rebuild`, `scrub` | in the background |
 //! | `measure` | how fast it is, against its members |
 //!
@@ -22,6 +22,7 @@ use crate::queue::{BlockError, GeometryError};
 
 mod array;
 pub mod assemble;
+mod blame;
 pub mod create;
 pub mod layout;
 mod locks;

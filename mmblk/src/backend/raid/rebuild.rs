@@ -6,7 +6,10 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+use fido_core::payload::Payload;
+
 use super::array::RaidQueue;
+use super::blame::is_scarce;
 use super::layout::{Layout, Level};
 use super::members::{Member, MemberQueue, Purpose};
 use super::stripe::Work;
@@ -37,6 +40,8 @@ enum Stage {
 #[derive(Debug)]
 pub(super) struct Rebuild {
     pub(super) member: usize,
+    /// Tells it from those before it: what was asked for one of them may end now.
+    number: u64,
     stage: Stage,
     /// The next stripe to begin.
     next: u64,
@@ -44,6 +49,8 @@ pub(super) struct Rebuild {
     base: u64,
     /// Those that are rebuilt beyond.
     ahead: BTreeSet<u64>,
+    /// Those that found no buffer, to be begun again.
+    again: Vec<u64>,
     open: usize,
     saved: u64,
     pace: Pace,
@@ -53,10 +60,12 @@ impl Rebuild {
     pub(super) fn new(member: usize, from: u64, announced: bool) -> Self {
         Self {
             member,
+            number: 0,
             stage: if announced { Stage::Copy } else { Stage::Announce },
             next: from,
             base: from,
             ahead: BTreeSet::new(),
+            again: Vec::new(),
             open: 0,
             saved: from,
             pace: Pace::default(),
@@ -66,6 +75,11 @@ impl Rebuild {
     /// Whether a stripe is rebuilt.
     pub(super) fn has(&self, stripe: u64) -> bool {
         stripe < self.base || self.ahead.contains(&stripe)
+    }
+
+    /// Whether there are stripes to begin.
+    fn has_more(&self, stripes: u64) -> bool {
+        self.next < stripes || !self.again.is_empty()
     }
 
     pub(super) fn progress(&self, layout: &Layout) -> Progress {
@@ -158,7 +172,8 @@ impl RaidQueue {
             *place = Member::new(Some(spare), Role::Rebuilding, 1);
         }
         self.membership.superblock.rebuilt = 0;
-        self.rebuild = Some(Rebuild::new(member, 0, false));
+        self.rebuilds_begun += 1;
+        self.rebuild = Some(Rebuild { number: self.rebuilds_begun, ..Rebuild::new(member, 0, false) });
         self.set_role(member, Role::Rebuilding);
     }
 
@@ -182,7 +197,7 @@ impl RaidQueue {
         let rebuild = self
             .rebuild
             .as_ref()
-            .is_some_and(|r| r.stage == Stage::Copy && r.open < WINDOW && r.next < self.layout.stripes);
+            .is_some_and(|r| r.stage == Stage::Copy && r.open < WINDOW && r.has_more(self.layout.stripes));
         rebuild || self.scrub_waits()
     }
 
@@ -197,15 +212,17 @@ impl RaidQueue {
             if due {
                 let members = self.members.with_queue();
                 rebuild.stage = Stage::Flush(rebuild.base, members.len());
-                return members.into_iter().for_each(|m| self.send(m, Purpose::Progress, BlockOp::Flush));
+                let purpose = Purpose::Progress { rebuild: rebuild.number };
+                return members.into_iter().for_each(|m| self.send(m, purpose, BlockOp::Flush));
             }
-            if rebuild.open >= WINDOW || rebuild.next >= stripes || !rebuild.pace.spend(rate, chunk) {
+            if rebuild.open >= WINDOW || !rebuild.has_more(stripes) || !rebuild.pace.spend(rate, chunk) {
                 return;
             }
-            let (member, stripe) = (rebuild.member, rebuild.next);
-            rebuild.next += 1;
+            let stripe = rebuild.again.pop().unwrap_or(rebuild.next);
+            rebuild.next = rebuild.next.max(stripe + 1);
             rebuild.open += 1;
-            self.start_op(stripe, Work::Rebuild { member });
+            let work = Work::Rebuild { member: rebuild.member, rebuild: rebuild.number };
+            self.start_op(stripe, work);
             self.run();
         }
     }
@@ -227,14 +244,19 @@ impl RaidQueue {
         }
     }
 
-    /// A stripe is rebuilt, or cannot be.
-    pub(super) fn rebuilt(&mut self, member: usize, stripe: u64, success: bool) {
-        let Some(rebuild) = self.rebuild.as_mut().filter(|rebuild| rebuild.member == member) else { return };
+    /// A stripe is rebuilt, or cannot be. What a rebuild before this one has begun does not count.
+    pub(super) fn rebuilt(&mut self, number: u64, stripe: u64, result: Result<(), BlockError>) {
+        let Some(rebuild) = self.rebuild.as_mut().filter(|rebuild| rebuild.number == number) else { return };
         rebuild.open = rebuild.open.saturating_sub(1);
-        if !success {
-            tracing::error!(member, stripe, "the rebuild cannot go on: a stripe cannot be read");
-            self.status.rebuilds_failed += 1;
-            return self.kick(member, &BlockError::Io { errno: libc::EIO });
+        match result {
+            Ok(()) => {}
+            Err(error) if is_scarce(&error) => return rebuild.again.push(stripe),
+            Err(error) => {
+                let member = rebuild.member;
+                tracing::error!(member, stripe, %error, "the rebuild cannot go on: a stripe cannot be read");
+                self.status.rebuilds_failed += 1;
+                return self.kick(member, &error);
+            }
         }
         rebuild.ahead.insert(stripe);
         while rebuild.ahead.remove(&rebuild.base) {
@@ -243,12 +265,12 @@ impl RaidQueue {
     }
 
     /// A member has been flushed for the progress of the rebuild.
-    pub(super) fn progress_event(&mut self, member: usize, result: Result<fido_core::payload::Payload, BlockError>) {
+    pub(super) fn progress_event(&mut self, number: u64, member: usize, result: Result<Payload, BlockError>) {
         if let Err(error) = result {
             self.kick(member, &error);
         }
         let stripes = self.layout.stripes;
-        let Some(rebuild) = &mut self.rebuild else { return };
+        let Some(rebuild) = self.rebuild.as_mut().filter(|rebuild| rebuild.number == number) else { return };
         let Stage::Flush(base, pending) = rebuild.stage else { return };
         rebuild.stage = Stage::Flush(base, pending.saturating_sub(1));
         if pending > 1 {

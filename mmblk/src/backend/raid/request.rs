@@ -3,6 +3,7 @@
 use fido_core::payload::Payload;
 
 use super::array::RaidQueue;
+use super::blame::is_scarce;
 use super::layout::{Level, Piece};
 use super::members::Purpose;
 use super::stripe::{ReadWork, Work, WriteWork};
@@ -178,7 +179,9 @@ impl RaidQueue {
     pub(super) fn part_ended(&mut self, request: u64, part: usize, member: usize, result: Result<Payload, BlockError>) {
         let is_read = self.requests.get(&request).is_some_and(|request| !request.changes);
         match result {
-            Err(error) if is_read && self.layout.level != Level::Raid0 && error != BlockError::NoBuffer => {
+            // Its user's business, who may try again.
+            Err(error) if is_scarce(&error) => self.request_part_done(request, part, Err(error)),
+            Err(error) if is_read && self.layout.level != Level::Raid0 => {
                 // The others have it too. A member that has just been kicked is not one more error.
                 if let Some(place) = self.members.all.get_mut(member)
                     && place.role != Role::Missing

@@ -11,6 +11,7 @@ use fido_core::heap::ArenaBuf;
 use fido_core::payload::Payload;
 
 use super::array::{BUFFER_PATIENCE, RaidQueue};
+use super::blame::is_scarce;
 use super::layout::Level;
 use super::members::Purpose;
 use super::plan::{Plan, plan, rows_of};
@@ -25,7 +26,7 @@ pub(super) struct Op {
     pub(super) stage: Stage,
     /// Requests to members that have not ended.
     pub(super) pending: usize,
-    /// What came of those that failed in this stage.
+    /// What could not be read, and why.
     pub(super) errors: Vec<(usize, BlockError)>,
     /// What was read, in the order of the requests.
     pub(super) reads: Vec<Payload>,
@@ -57,6 +58,8 @@ pub(super) enum Work {
     /// Makes the stripe's chunk of the member that is rebuilt.
     Rebuild {
         member: usize,
+        /// The rebuild's number: the place may have another spare by then.
+        rebuild: u64,
     },
     /// Looks whether the redundancy is right.
     Scrub,
@@ -165,9 +168,11 @@ impl RaidQueue {
                     *place = data;
                 }
             }
-            Err(error) => op.errors.push((member, error)),
+            Err(error) if op.stage == Stage::Read => op.errors.push((member, error)),
+            // At once: another may have taken its place when the others have ended.
+            Err(error) => self.kick(member, &error),
         }
-        if op.pending == 0 {
+        if self.ops.get(&id).is_some_and(|op| op.pending == 0) {
             self.stage_ended(id);
         }
     }
@@ -177,8 +182,8 @@ impl RaidQueue {
         let Some(op) = self.ops.get_mut(&id) else { return };
         let errors = std::mem::take(&mut op.errors);
         if op.stage == Stage::Read {
-            if let Some((_, error)) = errors.iter().find(|(_, error)| *error == BlockError::NoBuffer) {
-                let error = error.clone();
+            if errors.iter().any(|(_, error)| is_scarce(error)) {
+                let error = BlockError::NoBuffer;
                 if let Some(op) = self.ops.remove(&id) {
                     self.finish_op(op, Err(error));
                 }
@@ -195,10 +200,6 @@ impl RaidQueue {
                         tracing::warn!(member, %error, "a member could not read; the others are asked");
                     }
                 }
-            }
-        } else {
-            for (member, error) in errors {
-                self.kick(member, &error);
             }
         }
         self.runnable.push_back(id);
@@ -231,7 +232,7 @@ impl RaidQueue {
                     others.into_iter().map(|member| (member, work.rows.clone())).collect()
                 }
             }
-            Work::Rebuild { member } => {
+            Work::Rebuild { member, .. } => {
                 let member = *member;
                 match self.rebuild_sources(member, readable) {
                     Some(sources) => sources.into_iter().map(|m| (m, 0..self.layout.chunk)).collect(),
@@ -281,7 +282,7 @@ impl RaidQueue {
                 }
                 Err((_, error)) => Next::Done(Err(error)),
             },
-            Work::Rebuild { member } => {
+            Work::Rebuild { member, .. } => {
                 let member = *member;
                 match self.sum(std::mem::take(&mut op.reads)) {
                     Ok(data) => {
@@ -408,7 +409,7 @@ impl RaidQueue {
                 self.request_part_done(work.request, 0, result);
             }
             Work::Read(work) => self.request_part_done(work.request, work.part, result),
-            Work::Rebuild { member } => self.rebuilt(member, stripe, result.is_ok()),
+            Work::Rebuild { rebuild, .. } => self.rebuilt(rebuild, stripe, result.map(drop)),
             Work::Scrub => self.scrubbed(result.is_ok()),
         }
         self.end_op(stripe);
