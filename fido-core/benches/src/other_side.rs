@@ -32,6 +32,8 @@ pub enum Part {
     Ring,
     /// [`crate::blk`].
     Blk,
+    /// [`crate::blk`], as a server of a standard face.
+    Face,
 }
 
 /// The command line of the other side.
@@ -60,6 +62,7 @@ pub fn play(other_side: &OtherSide) -> Result<(), Failure> {
     match part {
         Part::Ring => crate::ring::follow(&mut control),
         Part::Blk => crate::blk::follow(&mut control),
+        Part::Face => crate::blk::serve_face(&mut control),
     }
 }
 

@@ -25,7 +25,8 @@ enum Benchmark {
     /// Ways to wait: spinning, sleeping and adaptive, in the situations in which they differ.
     #[command(after_help = super::EXIT_CODES)]
     Wait(wait::Options),
-    /// A block device in another domain: direct, copying and MMBlk, over null, memory and file devices.
+    /// A block device in another domain: direct, copying and MMBlk, over null, memory and file devices; NBD and vhost-user servers;
+    /// RAID 5.
     #[command(after_help = super::EXIT_CODES)]
     Blk(blk::Options),
     #[command(hide = true)]

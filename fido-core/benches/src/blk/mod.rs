@@ -5,16 +5,22 @@
 //! The three take turns in every round. The devices are the null device, memory, and a file with and without the page
 //! cache; the rows are reads and writes at random places; what is asked is operations per second with many requests
 //! under way, and the latency of one at a time.
+//!
+//! In the same run the standard faces compete with those of others over a null device (`faces`), and arrays with
+//! their members (`array`).
 
+mod array;
 mod copying;
+mod faces;
 mod load;
+mod paced;
 mod pair;
 mod tables;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use fido_core::assignment::WaitStrategy;
 use fido_core::memory::Memory;
 use fido_core::waiter::Waiter;
@@ -25,7 +31,7 @@ use mmblk::link::device::LinkDevice;
 use crate::Failure;
 use crate::machine::{Machine, process_time};
 use crate::other_side::{Control, Partner, Program};
-use crate::report::{Output, Report};
+use crate::report::{Output, Report, Table, Target};
 use crate::ring;
 use copying::CopyingQueue;
 use load::{LOADS, Load};
@@ -49,9 +55,33 @@ pub struct Options {
     /// Short turns: to see that it works, not what it costs.
     #[arg(long)]
     pub quick: bool,
+    /// Asks only this question (may be given more than once).
+    #[arg(long, value_name = "NAME")]
+    pub only: Vec<Question>,
     /// Where the results go.
     #[command(flatten)]
     pub output: Output,
+}
+
+/// One thing that is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Question {
+    /// What a device costs in another domain.
+    Ways,
+    /// NBD and vhost-user against other servers. Needs Debian's fio, nbdkit and qemu-system-common.
+    Faces,
+    /// RAID 5 against its members.
+    Arrays,
+}
+
+impl Options {
+    fn asks(&self, question: Question) -> bool {
+        self.only.is_empty() || self.only.contains(&question)
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.folder.clone().unwrap_or_else(std::env::temp_dir)
+    }
 }
 
 /// A device to measure: what the tables call it, and its description.
@@ -99,7 +129,23 @@ struct Measured {
 /// If a side fails or a file cannot be written.
 pub fn run(options: &Options, program: &Program<'_>) -> Result<(), Failure> {
     let machine = Machine::here(None);
-    let image = Image::create(options.folder.clone().unwrap_or_else(std::env::temp_dir))?;
+    let (mut tables, mut targets) = (Vec::new(), Vec::new());
+    let questions: [(Question, fn(&Options, &Program<'_>) -> Result<(Vec<Table>, Vec<Target>), Failure>); 3] =
+        [(Question::Ways, ways), (Question::Faces, faces::measure), (Question::Arrays, array::measure)];
+    for (question, ask) in questions {
+        if options.asks(question) {
+            let (answers, verdicts) = ask(options, program)?;
+            tables.extend(answers);
+            targets.extend(verdicts);
+        }
+    }
+    let report = Report { machine, tables, targets };
+    report.publish(&options.output)
+}
+
+/// What a device costs in another domain.
+fn ways(options: &Options, program: &Program<'_>) -> Result<(Vec<Table>, Vec<Target>), Failure> {
+    let image = Image::create(options.folder())?;
     let path = image.0.display();
     let subject = |name, kind: &str| Subject { name, device: format!("{kind},block=512,depth=256") };
     let subjects = [
@@ -114,9 +160,7 @@ pub fn run(options: &Options, program: &Program<'_>) -> Result<(), Failure> {
         eprintln!("{} ...", subject.name);
         measured.extend(in_turn(subject, options, program)?);
     }
-    let (tables, targets) = tables::all(&measured, trip, options.rounds);
-    let report = Report { machine, tables, targets };
-    report.publish(&options.output)
+    Ok(tables::all(&measured, trip, options.rounds))
 }
 
 /// All loads by all ways.
@@ -225,6 +269,11 @@ impl Bench {
         control.say(&Say::Done, &[])?;
         partner.finish()
     }
+}
+
+/// The part of a server of a standard face.
+pub(crate) fn serve_face(control: &mut Control) -> Result<(), Failure> {
+    faces::serve(control)
 }
 
 /// The other side's part: serves the device until it is told that it is over.
