@@ -74,6 +74,9 @@ pub enum Question {
     Arrays,
 }
 
+/// Finds the answers to a question, and what they say about targets.
+type Ask = fn(&Options, &Program<'_>) -> Result<(Vec<Table>, Vec<Target>), Failure>;
+
 impl Options {
     fn asks(&self, question: Question) -> bool {
         self.only.is_empty() || self.only.contains(&question)
@@ -130,7 +133,7 @@ struct Measured {
 pub fn run(options: &Options, program: &Program<'_>) -> Result<(), Failure> {
     let machine = Machine::here(None);
     let (mut tables, mut targets) = (Vec::new(), Vec::new());
-    let questions: [(Question, fn(&Options, &Program<'_>) -> Result<(Vec<Table>, Vec<Target>), Failure>); 3] =
+    let questions: [(Question, Ask); 3] =
         [(Question::Ways, ways), (Question::Faces, faces::measure), (Question::Arrays, array::measure)];
     for (question, ask) in questions {
         if options.asks(question) {
