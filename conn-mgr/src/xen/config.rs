@@ -37,6 +37,9 @@ pub fn of_domain(manifest: &Manifest, index: usize) -> Option<String> {
     line("tsc_mode", quoted("native"));
     line("max_grant_frames", limits.grant_frames.to_string());
     line("max_maptrack_frames", limits.maptrack_frames.to_string());
+    if let Some(mebibytes) = limits::paging_mebibytes(manifest, index) {
+        line("shadow_memory", mebibytes.to_string());
+    }
     for (key, devices) in [("vif", &guest.vif), ("disk", &guest.disk)] {
         if !devices.is_empty() {
             line(key, list(devices.iter().cloned()));
@@ -89,6 +92,7 @@ mod tests {
             tsc_mode = \"native\"\n\
             max_grant_frames = 265\n\
             max_maptrack_frames = 1024\n\
+            shadow_memory = 11\n\
             vif = [\"bridge=br0,mac=00:16:3e:00:00:01\"]\n\
             on_poweroff = \"destroy\"\n\
             on_reboot = \"destroy\"\n\
@@ -96,6 +100,7 @@ mod tests {
         assert_eq!(of_domain(&manifest, 0).unwrap(), wanted);
         let fs = of_domain(&manifest, 1).unwrap();
         assert!(fs.contains("type = \"pv\"\n") && !fs.contains("cpus = [") && !fs.contains("vif"), "{fs}");
+        assert!(!fs.contains("shadow_memory"), "{fs}");
         assert_eq!(of_domain(&manifest, 2), None);
         assert_eq!(of_domain(&manifest, 3), None);
     }

@@ -77,15 +77,36 @@ pub fn of_domain(manifest: &Manifest, index: usize) -> Option<GrantLimits> {
         GuestType::Pv => 2,
         GuestType::Pvh => 1,
     };
-    let read = manifest.reads(index).into_iter().map(|peer| grants_per_reader(manifest.domains[peer].arena));
-    let left = keepers * grants_per_reader(bytes_for(domain.arena.min(MAX_HERITAGE) as usize));
-    let maptracks = entries * (2 * read.sum::<u64>() + left) + DEVICE_GRANTS;
+    let maptracks = entries * mapped_pages(manifest, index) + DEVICE_GRANTS;
     let frames = |entries: u64, per_frame| u32::try_from(entries.div_ceil(per_frame)).unwrap_or(u32::MAX);
     let needed = GrantLimits {
         grant_frames: frames(grants, GRANTS_PER_FRAME),
         maptrack_frames: frames(maptracks, MAPTRACKS_PER_FRAME),
     };
     Some(needed.max(XEN_DEFAULT))
+}
+
+/// The pages of others that the domain at a position can have mapped at one time.
+fn mapped_pages(manifest: &Manifest, index: usize) -> u64 {
+    let Some(domain) = manifest.domains.get(index) else { return 0 };
+    let read = manifest.reads(index).into_iter().map(|peer| grants_per_reader(manifest.domains[peer].arena));
+    let left = grants_per_reader(bytes_for(domain.arena.min(MAX_HERITAGE) as usize));
+    2 * read.sum::<u64>() + u64::from(domain.inherit) * left
+}
+
+/// What the hypervisor needs for the page tables of the PVH guest at a position, in MiB: xl's `shadow_memory`. `None` for
+/// a PV guest, which has its own.
+///
+/// xl gives a guest 1 MiB for each processor and 8 KiB for each MiB of its memory. A PVH guest maps windows at addresses
+/// beyond its memory, for which it gives nothing: they are counted here as if they were memory. Without that, a window
+/// that is larger than the guest cannot be mapped.
+#[must_use]
+pub fn paging_mebibytes(manifest: &Manifest, index: usize) -> Option<u64> {
+    const PAGES_PER_MEBIBYTE: u64 = 256;
+    const MEBIBYTES_PER_MEBIBYTE_OF_TABLES: u64 = 128;
+    let guest = manifest.domains.get(index)?.guest.as_ref().filter(|guest| guest.kind == GuestType::Pvh)?;
+    let memory = (guest.memory >> 20) + mapped_pages(manifest, index).div_ceil(PAGES_PER_MEBIBYTE);
+    Some(u64::from(guest.vcpus) + memory.div_ceil(MEBIBYTES_PER_MEBIBYTE_OF_TABLES))
 }
 
 /// What Xen must allow for all domains of a manifest.
@@ -159,6 +180,25 @@ mod tests {
         // 16384 pages of heritage, 3 before it, 17 lists, a root; and windows of 1 MiB on b: 256 pages, a list, a root.
         let left = 16_387 + 17 + 1;
         assert_eq!(u64::from(needed.maptrack_frames), 1024.max((2 * 258 + left + 4096_u64).div_ceil(256)));
+    }
+
+    #[test]
+    fn the_tables_of_a_pvh_guest_are_for_its_memory_and_its_windows() {
+        let mut manifest = chain([1 << 30, MIB, MIB], GuestType::Pvh);
+        // 2 × (262144 + 256 + 1) pages of `a` and 2 × 258 of `b`, beyond the 256 MiB of a guest.
+        let windows = (2 * 262_401 + 2 * 258_u64).div_ceil(256);
+        manifest.domains[2].guest.as_mut().unwrap().memory = 256 * MIB;
+        assert_eq!(paging_mebibytes(&manifest, 2), Some(1 + (256 + windows).div_ceil(128)));
+        // One page beyond 128 MiB of memory and windows is the first that needs one MiB more.
+        manifest.domains[1].arena = 14_321 * ARENA_GRAIN;
+        let guest = manifest.domains[0].guest.as_mut().unwrap();
+        let mapped = 2 * (14_321 + 14 + 1_u64);
+        guest.memory = (128 * 256 - mapped) / 256 * MIB;
+        assert_eq!(paging_mebibytes(&manifest, 0), Some(2));
+        manifest.domains[0].guest.as_mut().unwrap().memory += MIB;
+        assert_eq!(paging_mebibytes(&manifest, 0), Some(3));
+        assert_eq!(paging_mebibytes(&chain([MIB; 3], GuestType::Pv), 0), None);
+        assert_eq!(paging_mebibytes(&manifest, 3), None);
     }
 
     /// The first size that one frame more is needed for.

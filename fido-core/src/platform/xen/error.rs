@@ -98,7 +98,8 @@ pub enum XenError {
     #[error(
         "{pages} pages of domain {domain} cannot be mapped although each of them is granted ({source}): this guest's table \
          of mappings is probably full; raise `max_maptrack_frames` in its xl configuration, and Xen's own limit \
-         `gnttab_max_maptrack_frames` on its command line"
+         `gnttab_max_maptrack_frames` on its command line. In a PVH guest the hypervisor may have no memory left for page \
+         tables, too; raise `shadow_memory`: 8 MiB for each GiB that is mapped, beyond xl's default"
     )]
     NoMaptrack {
         /// The owner.

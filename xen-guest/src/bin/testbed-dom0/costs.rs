@@ -20,8 +20,8 @@ const LARGEST: u64 = 262_144;
 const OWNER: [u32; 2] = [448, 1500];
 /// The reader's memory in MiB. It maps more than it has.
 const READER: u32 = 256;
-/// Xen's and the kernel's tables for the largest window.
-const TABLES: &str = "max_grant_frames = 1024\nmax_maptrack_frames = 4096\n";
+/// Xen's and the kernel's tables for the largest window; the last for PVH guests, PV ones have page tables of their own.
+const TABLES: &str = "max_grant_frames = 1024\nmax_maptrack_frames = 4096\nshadow_memory = 16\n";
 /// How often what is short is done.
 const ROUNDS: u32 = 200;
 /// How an event channel is waited for, and what that is called.
