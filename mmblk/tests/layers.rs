@@ -6,7 +6,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::{GEOMETRY, Rig, completions, conforms, pattern, zeroes};
+use common::held::Held;
+use common::{GEOMETRY, Rig, completions, conforms, pattern, payload, zeroes};
 use fido_core::assignment::WaitStrategy;
 use fido_core::memory::Memory;
 use fido_core::waiter::Waiter;
@@ -15,6 +16,7 @@ use mmblk::device::{BoxQueue, open_text};
 use mmblk::layer::Kind;
 use mmblk::layer::delay::{Delay, Delays, Spread};
 use mmblk::layer::fault::{Effect, Fault, Faults, Rule};
+use mmblk::layer::shared::Shared;
 use mmblk::layer::trace::{Sight, Trace};
 use mmblk::queue::{BlockError, BlockOp, BlockQueue};
 
@@ -49,6 +51,90 @@ fn a_device_that_stalls_conforms() {
     let short = Spread { least: Duration::ZERO, most: Duration::from_micros(300) };
     let rule = Rule { millionths: 300_000, ..Rule::always(&Kind::ALL, Effect::Stall(short)) };
     conforms(|| faulty(5, vec![rule.clone()]).0);
+}
+
+/// Several queues over one: each is a whole device, also while another one's user is at it.
+#[test]
+fn a_shared_device_conforms() {
+    let short = Spread { least: Duration::ZERO, most: Duration::from_micros(300) };
+    let delays = Delays { seed: 3, read: short, write: short, flush: short, discard: short };
+    conforms(|| {
+        let device = MemoryDevice::new(GEOMETRY).unwrap();
+        Rig::local(true, |memory| {
+            let queue = Delay::new(device.queue(memory.clone()).unwrap(), delays).unwrap();
+            let shared = Shared::new(queue);
+            let other = shared.queue().unwrap();
+            (shared.queue().unwrap(), Box::new(other))
+        })
+    });
+}
+
+/// Half of the depth is everybody's in equal parts: one that floods cannot have the part of another.
+#[test]
+fn who_floods_a_shared_device_leaves_room() {
+    let (held, hand) = Held::new(GEOMETRY);
+    let shared = Shared::new(held);
+    let (mut greedy, mut modest) = (shared.queue().unwrap(), shared.queue().unwrap());
+    let read = || BlockOp::Read { offset: 0, len: 512 };
+    for id in 0..8 {
+        greedy.submit(id, read()).unwrap();
+    }
+    assert!(greedy.submit(8, read()).is_err(), "one beyond the depth");
+    greedy.flush_submissions();
+    // Of eight, two are kept for the other.
+    assert_eq!(hand.len(), 6);
+    for id in 0..3 {
+        modest.submit(id, read()).unwrap();
+    }
+    modest.flush_submissions();
+    assert_eq!(hand.len(), 8, "its own part, at once");
+    hand.release(11);
+    let ended: Vec<u64> = completions(&mut modest, 3).iter().map(|completion| completion.id).collect();
+    assert_eq!(ended, [0, 1, 2]);
+    assert_eq!(completions(&mut greedy, 8).len(), 8);
+    // One that leaves while the device has something of it leaves no trace.
+    for id in 0..4 {
+        modest.submit(id, read()).unwrap();
+    }
+    modest.flush_submissions();
+    drop(modest);
+    for id in 0..8 {
+        greedy.submit(id, read()).unwrap();
+    }
+    hand.release(12);
+    assert_eq!(completions(&mut greedy, 8).len(), 8);
+}
+
+/// Users on threads of their own, that all sleep now and then: nobody is forgotten, and each gets what is its own.
+#[test]
+fn threads_share_a_device() {
+    let device = MemoryDevice::new(GEOMETRY).unwrap();
+    let memory = fido_core::testing::private_memory(32 << 20);
+    let short = Spread { least: Duration::ZERO, most: Duration::from_micros(100) };
+    let delays = Delays { seed: 3, read: short, write: short, flush: short, discard: short };
+    let shared = Shared::new(Delay::new(device.queue(memory.clone()).unwrap(), delays).unwrap());
+    std::thread::scope(|scope| {
+        for thread in 0..3u64 {
+            let (mut queue, memory) = (shared.queue().unwrap(), memory.clone());
+            scope.spawn(move || {
+                for round in 0..200 {
+                    let count = 1 + (round * 7 + thread) % 8;
+                    let at = |number: u64| (thread << 20) + number * 4096;
+                    for number in 0..count {
+                        let data = payload(&memory, &pattern(round << 8 | number, 4096));
+                        queue.submit(number, BlockOp::Write { offset: at(number), data, durable: false }).unwrap();
+                    }
+                    completions(&mut queue, count as usize).into_iter().for_each(|c| drop(c.result.unwrap()));
+                    queue.submit(0, BlockOp::Read { offset: at(0), len: count as u32 * 4096 }).unwrap();
+                    let data = completions(&mut queue, 1).pop().unwrap().result.unwrap();
+                    let mut found = vec![0; data.len() as usize];
+                    memory.read_header(&data, 0, &mut found).unwrap();
+                    let wanted: Vec<u8> = (0..count).flat_map(|number| pattern(round << 8 | number, 4096)).collect();
+                    assert!(found == wanted, "thread {thread}, round {round}");
+                }
+            });
+        }
+    });
 }
 
 #[test]

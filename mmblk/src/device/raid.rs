@@ -4,10 +4,10 @@
 //! |---|---|
 //! | `raid0`, `raid1`, `raid5` | `create=yes`: make one, if none of the members has been part of any; then `chunk`, `log` (sizes) and `zeroed=yes` (the members read as zeros) count. `degraded=yes`: a member may be missing that the others count on. `replace=yes`: members that are new, or stale, are filled again. `strict=yes`: whole stripes are recorded too. `rate`: bytes of a member per second for rebuild and scrub. `depth` (128) |
 //!
-//! An array has one queue, see `docs/adr/0023-one-thread-per-array.md`: its component serves one lane.
+//! An array has one queue, see `docs/adr/0023-one-thread-per-array.md`; its users share it, see
+//! `docs/adr/0031-several-queues-of-one.md`.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use fido_core::memory::Memory;
 
@@ -19,7 +19,8 @@ use crate::backend::raid::assemble::{AssembleError, assemble, examine};
 use crate::backend::raid::create::{CreateOptions, create};
 use crate::backend::raid::layout::Level;
 use crate::backend::raid::superblock::SuperblockError;
-use crate::backend::raid::{MemberQueue, RaidError, RaidOptions};
+use crate::backend::raid::{MemberQueue, RaidError, RaidOptions, RaidQueue};
+use crate::layer::shared::Shared;
 use crate::queue::Geometry;
 
 /// Buffers to look at the members with, before the array has its domain's.
@@ -34,7 +35,8 @@ struct RaidDevice {
     spares: Vec<Arc<dyn Device>>,
     options: RaidOptions,
     geometry: Geometry,
-    taken: AtomicBool,
+    /// Once somebody has asked for a queue.
+    array: Mutex<Option<Shared<RaidQueue>>>,
 }
 
 pub(super) fn raid0(device: &Description) -> Result<Arc<dyn Device>, OpenError> {
@@ -91,8 +93,8 @@ fn raid(device: &Description, level: Level) -> Result<Arc<dyn Device>, OpenError
     }
     let geometry = Geometry { bytes: newest.layout.bytes(), block: newest.block, depth: run.depth };
     geometry.checked().map_err(|error| other(error.into()))?;
-    let (kind, taken) = (device.kind.clone(), AtomicBool::new(false));
-    Ok(Arc::new(RaidDevice { kind, members, spares, options: run, geometry, taken }))
+    let (kind, array) = (device.kind.clone(), Mutex::new(None));
+    Ok(Arc::new(RaidDevice { kind, members, spares, options: run, geometry, array }))
 }
 
 /// Whether none of the members has a superblock, not even a damaged one.
@@ -111,24 +113,31 @@ fn queues(members: &[Arc<dyn Device>], memory: &Memory) -> Result<Vec<MemberQueu
     members.iter().map(|member| Ok(MemberQueue::new(member.queue(memory)?))).collect()
 }
 
+impl RaidDevice {
+    fn assemble(&self, memory: &Memory) -> Result<RaidQueue, OpenError> {
+        let other = |error: RaidError| OpenError::Other { kind: self.kind.clone(), error: error.into() };
+        let mut array = assemble(queues(&self.members, memory)?, None, self.options, memory).map_err(other)?;
+        for spare in queues(&self.spares, memory)? {
+            array.add_spare(spare).map_err(other)?;
+        }
+        Ok(array)
+    }
+}
+
 impl Device for RaidDevice {
     fn geometry(&self) -> Geometry {
         self.geometry
     }
 
-    /// Assembles the array; once.
+    /// Assembles the array at the first time; all queues share it, and the memory of the first.
     fn queue(&self, memory: &Memory) -> Result<BoxQueue, OpenError> {
-        let other = |error: RaidError| OpenError::Other { kind: self.kind.clone(), error: error.into() };
-        // Relaxed: it orders nothing but itself.
-        if self.taken.swap(true, Ordering::Relaxed) {
-            let reason = "an array has one queue, so its component can serve one front end over one lane only".into();
-            return Err(OpenError::Option { kind: self.kind.clone(), what: "a second queue".into(), reason });
-        }
-        let mut array = assemble(queues(&self.members, memory)?, None, self.options, memory).map_err(other)?;
-        for spare in queues(&self.spares, memory)? {
-            array.add_spare(spare).map_err(other)?;
-        }
-        Ok(Box::new(array))
+        let mut place = self.array.lock().unwrap_or_else(PoisonError::into_inner);
+        let array = match place.take() {
+            Some(array) => array,
+            None => Shared::new(self.assemble(memory)?),
+        };
+        let queue = place.insert(array).queue()?;
+        Ok(Box::new(queue))
     }
 
     /// An array keeps its size.
@@ -152,7 +161,7 @@ mod tests {
             let device = open_text(&text).unwrap();
             assert_eq!(device.geometry().bytes, ((4 << 20) - (640 << 10)) * chunks, "{kind}");
             assert_eq!(device.queue(&memory).unwrap().geometry(), device.geometry());
-            assert!(device.queue(&memory).is_err(), "a second queue");
+            assert_eq!(device.queue(&memory).unwrap().geometry(), device.geometry(), "a second queue");
         }
     }
 

@@ -6,6 +6,7 @@
 //! | [`trace::Trace`] | counts and logs every request and how long it took |
 //! | [`fault::Fault`] | makes requests fail, vanish, tear or stall by rules, reproducibly; a whole device can die |
 //! | [`delay::Delay`] | makes each completion wait, as a slow disk or a long way would |
+//! | [`shared::Shared`] | makes several queues of one, for several threads |
 //!
 //! A layer is a [`crate::queue::BlockQueue`] like what it wraps, so layers can be put around layers. Each queue of a device gets its own;
 //! what they share (counts, a dead device) is a handle that clones.
@@ -14,6 +15,7 @@ pub mod delay;
 mod dice;
 pub mod fault;
 mod later;
+pub mod shared;
 pub mod trace;
 
 use crate::queue::BlockOp;
