@@ -80,6 +80,7 @@ pub mod heap;
 pub mod heritage;
 pub mod memory;
 mod migrate;
+pub mod packets;
 pub mod parity;
 pub mod payload;
 pub mod platform;

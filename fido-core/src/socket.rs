@@ -41,7 +41,7 @@ impl Piece<'_> {
         self.len() == 0
     }
 
-    fn iovec(&self) -> libc::iovec {
+    pub(crate) fn iovec(&self) -> libc::iovec {
         let base = match self {
             Self::Bytes(bytes) => bytes.as_ptr(),
             // At most one past the span's end.

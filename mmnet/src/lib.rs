@@ -1,5 +1,8 @@
 //! MMNet: byte streams and Ethernet frames between domains, by address.
 
+pub mod component;
 pub mod frame;
 pub mod phy;
+pub mod relay;
 pub mod stream;
+pub mod tap;
