@@ -60,6 +60,7 @@ impl Service for Wires {
             let (_, tap) = wire.ports();
             notes.push(("device".into(), tap.name().into()));
             notes.push(("mtu".into(), tap.mtu().to_string()));
+            notes.push(("heap".into(), tap.memory().heap().used().to_string()));
         }
         for (number, wire) in self.0.iter().enumerate() {
             let (link, tap) = wire.ports();

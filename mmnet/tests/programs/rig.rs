@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use conn_mgr::manager::{Manager, Options};
 use conn_mgr::manifest::Manifest;
 
+/// Bytes of the buffers that a TAP port keeps for the next frame, as the heap rounds them up.
+const NEXT_FRAME: u64 = 2048 + 2 * 32_768;
 /// Longer than anything here takes.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -149,6 +151,15 @@ impl Appliance {
             })
         });
         assert!(serves, "{:#?}", self.manager.status());
+    }
+
+    /// Waits until a domain says that no more of its heap is in use than for the next frame.
+    pub fn wait_for_buffers(&self, name: &str) {
+        let free = self.manager.wait_until(PATIENCE, |status| {
+            let used = status.domain(name).and_then(|domain| domain.notes.get("heap")?.parse::<u64>().ok());
+            used.is_some_and(|used| used <= NEXT_FRAME)
+        });
+        assert!(free, "{name} has lent buffers that do not come back: {:#?}", self.manager.status());
     }
 
     pub fn end(self) {
