@@ -23,7 +23,7 @@ fn bytes_of(memory: &Memory, payload: &Payload) -> Vec<u8> {
 }
 
 fn frame(len: usize) -> Vec<u8> {
-    (0..len).map(|at| (at * 7 >> 3) as u8).collect()
+    (0..len).map(|at| ((at * 7) >> 3) as u8).collect()
 }
 
 fn large() -> Offload {
