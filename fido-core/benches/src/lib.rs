@@ -6,7 +6,10 @@
 
 pub mod blk;
 pub mod machine;
+pub mod net;
+mod notified;
 pub mod other_side;
+mod pair;
 pub mod plot;
 pub mod report;
 pub mod ring;

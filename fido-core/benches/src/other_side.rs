@@ -34,6 +34,8 @@ pub enum Part {
     Blk,
     /// [`crate::blk`], as a server of a standard face.
     Face,
+    /// [`crate::net`].
+    Net,
 }
 
 /// The command line of the other side.
@@ -63,6 +65,7 @@ pub fn play(other_side: &OtherSide) -> Result<(), Failure> {
         Part::Ring => crate::ring::follow(&mut control),
         Part::Blk => crate::blk::follow(&mut control),
         Part::Face => crate::blk::serve_face(&mut control),
+        Part::Net => crate::net::follow(&mut control),
     }
 }
 
@@ -177,6 +180,15 @@ impl Control {
     /// If the other side is gone.
     pub fn say<T: Serialize>(&mut self, say: &T, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         protocol::send(self.0.as_fd(), say, fds).map_err(|error| format!("to the other side: {error}").into())
+    }
+
+    /// Whether the other side has said something.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn has_word(&self) -> Result<bool, Failure> {
+        let nothing = Timespec { tv_sec: 0, tv_nsec: 0 };
+        Ok(rustix::event::poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&nothing))? > 0)
     }
 
     /// Waits for what the other side says.

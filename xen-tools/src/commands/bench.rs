@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use fido_bench::other_side::{self, OtherSide, Program};
-use fido_bench::{blk, ring, wait};
+use fido_bench::{blk, net, ring, wait};
 
 /// How a benchmark starts this program again as its other side.
 const OTHER_SIDE: Program<'_> = Program(&["bench", "other-side"]);
@@ -29,6 +29,9 @@ enum Benchmark {
     /// RAID 5.
     #[command(after_help = super::EXIT_CODES)]
     Blk(blk::Options),
+    /// A network between domains: netperf's tests over loopback, models of netfront and XenLoop, and MMNet.
+    #[command(after_help = super::EXIT_CODES)]
+    Net(net::Options),
     #[command(hide = true)]
     OtherSide(OtherSide),
     #[command(hide = true)]
@@ -41,6 +44,7 @@ impl Command {
             Benchmark::Ring(options) => ring::run(&options, &OTHER_SIDE),
             Benchmark::Wait(options) => wait::run(&options, &IDLE_DOMAIN),
             Benchmark::Blk(options) => blk::run(&options, &OTHER_SIDE),
+            Benchmark::Net(options) => net::run(&options, &OTHER_SIDE),
             Benchmark::OtherSide(other_side) => other_side::play(&other_side),
             Benchmark::IdleDomain => wait::idle::domain(),
         })

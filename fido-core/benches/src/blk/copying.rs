@@ -6,10 +6,10 @@
 //! do. The ring is ours, so the model is better than the original in that; Xen's price of a notification is not in it.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
 use fido_core::heap::ArenaBuf;
-use fido_core::lane::{Lane, SendError};
+use fido_core::lane::Lane;
 use fido_core::memory::Memory;
 use fido_core::message::Head;
 use fido_core::payload::Payload;
@@ -18,6 +18,7 @@ use mmblk::device::BoxQueue;
 use mmblk::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Features, Geometry};
 
 use crate::Failure;
+use crate::notified::{Events, Notified};
 
 /// The unit of places in messages.
 const SECTOR: u64 = 512;
@@ -25,52 +26,6 @@ const READ: u8 = 1;
 const WRITE: u8 = 2;
 const DONE: u8 = 3;
 const FAILED: u8 = 4;
-
-/// The events of a lane: the one that wakes this side, and the other side's.
-#[derive(Debug)]
-pub struct Events {
-    /// Wakes this side.
-    pub own: OwnedFd,
-    /// Wakes the other side.
-    pub other: OwnedFd,
-}
-
-/// A lane with a notification for each message.
-#[derive(Debug)]
-struct Notified {
-    lane: Lane,
-    events: Events,
-}
-
-impl Notified {
-    /// Sends, and wakes the other side whatever it does.
-    fn send(&mut self, head: Head, payload: Payload) -> Result<(), SendError> {
-        self.lane.send(head, payload)?;
-        self.lane.flush();
-        // It cannot be full of what is 2^64 - 1 notifications.
-        let _ = rustix::io::write(&self.events.other, &1_u64.to_ne_bytes());
-        Ok(())
-    }
-
-    fn recv(&mut self) -> Option<(Head, Payload)> {
-        self.lane.recv()?.ok()
-    }
-}
-
-impl Source for Notified {
-    fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.events.own.as_fd()
-    }
-
-    fn arm(&mut self) {
-        // Nothing to read: nobody has notified.
-        let _ = rustix::io::read(&self.events.own, &mut [0_u8; 8]);
-    }
-
-    fn ready(&mut self) -> bool {
-        self.lane.ready()
-    }
-}
 
 /// A request under way.
 #[derive(Debug)]
@@ -101,7 +56,7 @@ impl CopyingQueue {
     pub fn new(lane: Lane, events: Events, geometry: Geometry, memory: Memory) -> Self {
         let depth = geometry.depth;
         Self {
-            lane: Notified { lane, events },
+            lane: Notified::new(lane, events),
             geometry,
             memory,
             pending: (0..depth).map(|_| None).collect(),
@@ -139,7 +94,7 @@ impl CopyingQueue {
             _ => return Err(BlockError::Unsupported),
         };
         let head = Head { kind, flags: 0, args: [tag, (offset / SECTOR) as u32, len, 0] };
-        self.lane.send(head, payload).map_err(|error| BlockError::Protocol(error.to_string()))?;
+        self.lane.send_and_notify(head, payload).map_err(|error| BlockError::Protocol(error.to_string()))?;
         if let Some(place) = self.pending.get_mut(tag as usize) {
             *place = Some(Pending { id, read });
         }
@@ -191,7 +146,7 @@ impl BlockQueue for CopyingQueue {
 
     fn flush_submissions(&mut self) {
         // Returns what reads have shown.
-        self.lane.lane.flush();
+        self.lane.flush();
     }
 }
 
@@ -207,6 +162,10 @@ impl Source for CopyingQueue {
     fn ready(&mut self) -> bool {
         !self.failed.is_empty() || self.lane.ready()
     }
+
+    fn disarm(&mut self) {
+        self.lane.disarm();
+    }
 }
 
 /// The back end.
@@ -218,7 +177,7 @@ pub struct CopyingBack {
 impl CopyingBack {
     /// Serves `lane` from `queue`.
     pub fn new(lane: Lane, events: Events, queue: BoxQueue) -> Self {
-        Self { lane: Notified { lane, events }, queue }
+        Self { lane: Notified::new(lane, events), queue }
     }
 
     /// Moves everything along; whether there was anything.
@@ -242,7 +201,7 @@ impl CopyingBack {
         }
         while let Some(BlockCompletion { id, result }) = self.queue.poll() {
             let (kind, data) = result.map_or((FAILED, Payload::new()), |data| (DONE, data));
-            self.lane.send(Head { kind, flags: 0, args: [id as u32, 0, 0, 0] }, data)?;
+            self.lane.send_and_notify(Head { kind, flags: 0, args: [id as u32, 0, 0, 0] }, data)?;
             any = true;
         }
         Ok(any)

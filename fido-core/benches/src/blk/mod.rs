@@ -30,7 +30,7 @@ use mmblk::link::device::LinkDevice;
 
 use crate::Failure;
 use crate::machine::{Machine, process_time};
-use crate::other_side::{Control, Partner, Program};
+use crate::other_side::{Control, Part, Partner, Program};
 use crate::report::{Output, Report, Table, Target};
 use crate::ring;
 use copying::CopyingQueue;
@@ -206,7 +206,7 @@ impl Bench {
             return Ok(Self { queues, memory, _device: Some(device), other: None });
         }
         let copying = way == Way::Copying;
-        let (partner, mut control, mut pair) = Pair::start(program)?;
+        let (partner, mut control, mut pair) = Pair::start(program, Part::Blk, JOBS)?;
         control.say(&Say::Serve { device: subject.device.clone(), copying }, &[])?;
         let Say::Serving(shape) = control.hear()?.0 else { return Err("the other side does not serve".into()) };
         let memory = pair.memory.clone();
