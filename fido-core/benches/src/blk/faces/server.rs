@@ -236,7 +236,7 @@ pub fn serve(control: &mut Control) -> Result<(), Failure> {
 
 /// The device is in another process.
 fn serve_link(control: &mut Control, socket: &Path, device: String, program: &Program<'_>) -> Result<(), Failure> {
-    let (partner, mut disk, mut pair) = Pair::start(program)?;
+    let (partner, mut disk, mut pair) = Pair::start(program, Part::Blk, JOBS)?;
     disk.say(&pair::Say::Serve { device, copying: false }, &[])?;
     let pair::Say::Serving(_) = disk.hear()?.0 else { return Err("the disk's domain does not serve".into()) };
     let link = LinkDevice::connect(pair.take().0, PATIENCE)?;
