@@ -107,6 +107,8 @@ pub mod lane;
 #[cfg(not(loom))]
 pub mod message;
 #[cfg(not(loom))]
+pub mod pool;
+#[cfg(not(loom))]
 pub mod private;
 #[cfg(not(loom))]
 pub mod testing;

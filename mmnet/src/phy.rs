@@ -208,6 +208,7 @@ mod tests {
         assert_eq!((phy.link().counts().dropped_sending, phy.link().counts().sent), (1, 0));
         drop(hoard);
         phy.transmit(now).unwrap().consume(60, |_| ());
+        phy.flush();
         assert_eq!(phy.link().counts().sent, 1);
     }
 }

@@ -4,6 +4,7 @@
 //! its [`Offload`]: what is still to be done to it before it leaves the appliance. Frames come and go through a
 //! [`FramePort`]: a [`FrameLink`] to another domain, or any other device. Whoever uses a port cannot tell which it is.
 
+mod bundle;
 mod link;
 mod offload;
 mod port;

@@ -180,17 +180,17 @@ impl VirtioHeader {
         }
     }
 
-    /// In four words, as a message of a lane carries it; the number of buffers is not among them.
-    pub(crate) fn to_words(self) -> (u8, [u32; 4]) {
+    /// In a message of a lane, with a word of the message's own; the number of buffers is not among them.
+    pub(crate) fn to_words(self, own: u32) -> (u8, [u32; 4]) {
         let pair = |low: u16, high: u16| u32::from(low) | u32::from(high) << 16;
         let sizes = pair(self.hdr_len, self.gso_size);
         let places = pair(self.csum_start, self.csum_offset);
-        (self.flags, [u32::from(self.gso_type), sizes, places, 0])
+        (self.flags, [u32::from(self.gso_type), sizes, places, own])
     }
 
-    /// From a message of a lane.
-    pub(crate) fn from_words(flags: u8, args: [u32; 4]) -> Self {
-        Self {
+    /// From a message of a lane, with the message's own word.
+    pub(crate) fn from_words(flags: u8, args: [u32; 4]) -> (Self, u32) {
+        let header = Self {
             flags,
             gso_type: args[0] as u8,
             hdr_len: args[1] as u16,
@@ -198,7 +198,8 @@ impl VirtioHeader {
             csum_start: args[2] as u16,
             csum_offset: (args[2] >> 16) as u16,
             num_buffers: 0,
-        }
+        };
+        (header, args[3])
     }
 }
 

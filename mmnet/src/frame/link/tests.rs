@@ -66,9 +66,10 @@ fn a_peer_that_takes_nothing_costs_a_bounded_queue() {
         a.send(frame(&a, 60, 1)).unwrap();
         sent += 1;
     }
-    assert_eq!(sent, 8 + QUEUE);
+    // Eight messages of three frames are in the ring.
+    assert_eq!(sent, 24 + QUEUE);
     a.send(frame(&a, 60, 1)).unwrap();
-    assert_eq!((a.counts().dropped_sending, a.counts().sent), (1, 8));
+    assert_eq!((a.counts().dropped_sending, a.counts().sent), (1, 24));
 }
 
 #[test]
@@ -134,7 +135,7 @@ fn marks_of_a_peer_that_do_not_fit_are_refused() {
     let unknown = VirtioHeader { gso_type: 2, ..VirtioHeader::default() };
     let empty = VirtioHeader { flags: 1, gso_type: 1, ..VirtioHeader::default() };
     for header in [outside, unknown, empty, VirtioHeader::default()] {
-        let (flags, args) = header.to_words();
+        let (flags, args) = header.to_words(0);
         bare.send(Head { kind: FRAME, flags, args }, memory.alloc(60).unwrap().into_payload()).unwrap();
     }
     bare.flush();
@@ -145,12 +146,99 @@ fn marks_of_a_peer_that_do_not_fit_are_refused() {
 #[test]
 fn frames_in_a_dead_third_domains_arena_are_let_go() {
     let (mut a, _b) = pair(8);
-    for _ in 0..12 {
+    for _ in 0..28 {
         a.send(frame(&a, 60, 1)).unwrap();
     }
     let own = a.memory().id();
     a.forget(DomainId { generation: Generation::new(own.generation.number() + 1).unwrap(), ..own });
-    assert_eq!(a.waiting.len(), 4);
+    assert_eq!((a.queued(), a.waiting_frames), (4, 4));
     a.forget(own);
-    assert_eq!(a.waiting.len(), 0);
+    assert_eq!((a.queued(), a.waiting.len()), (0, 0));
+}
+
+/// The lengths of the frames that arrive at `b`, and how many loans they came under.
+fn arrivals(a: &mut FrameLink, b: &mut FrameLink) -> (Vec<u64>, usize) {
+    a.flush();
+    let loans = a.lane.loans();
+    let frames: Vec<_> = std::iter::from_fn(|| b.recv()).collect();
+    let lens = frames.iter().map(|frame| frame.payload.len()).collect();
+    for frame in &frames {
+        let mut bytes = vec![0; frame.payload.len() as usize];
+        b.memory().read_header(&frame.payload, 0, &mut bytes).unwrap();
+        assert!(bytes.iter().all(|byte| u64::from(*byte) == frame.payload.len() % 251));
+    }
+    drop(frames);
+    b.flush();
+    a.flush();
+    assert_eq!((a.lane.loans(), a.memory().heap().used()), (0, 0), "all loans are back");
+    (lens, loans)
+}
+
+#[test]
+fn small_frames_go_three_in_a_message_and_come_apart() {
+    let (mut a, mut b) = pair(64);
+    for (lens, loans) in [
+        (&[60, 61, 62][..], 1),
+        (&[60, 61, 62, 63], 2),
+        (&[60, 1518, 14], 1),
+        // Frames of a cache line each lie side by side, and still are several.
+        (&[64, 64, 64, 64, 64], 2),
+    ] {
+        for len in lens {
+            let byte = (len % 251) as u8;
+            a.send(frame(&a, *len as usize, byte)).unwrap();
+        }
+        assert_eq!(arrivals(&mut a, &mut b), (lens.to_vec(), loans), "{lens:?}");
+    }
+}
+
+#[test]
+fn what_does_not_go_together_goes_alone() {
+    let (a, b) = lane_pair(64, Transport::Pointer);
+    let (mut a, mut b) = (FrameLink::new(a, 9000).unwrap(), FrameLink::new(b, 9000).unwrap());
+    let valid = Offload { checksum: Checksum::Valid, ..Offload::default() };
+    a.send(frame(&a, 60, 60)).unwrap();
+    a.send(Frame { offload: valid, ..frame(&a, 60, 60) }).unwrap();
+    assert_eq!(arrivals(&mut a, &mut b), (vec![60, 60], 2), "other marks");
+    for len in [4096u64, 60, 60, 4097, 60] {
+        a.send(frame(&a, len as usize, (len % 251) as u8)).unwrap();
+    }
+    assert_eq!(arrivals(&mut a, &mut b), (vec![4096, 60, 60, 4097, 60], 4), "not beside long ones");
+    let two_parts = |a: &FrameLink| {
+        let mut both = frame(a, 40, 100);
+        both.payload.append(frame(a, 60, 100).payload);
+        both
+    };
+    for _ in 0..2 {
+        a.send(two_parts(&a)).unwrap();
+    }
+    a.send(frame(&a, 60, 60)).unwrap();
+    assert_eq!(arrivals(&mut a, &mut b), (vec![100, 100, 60], 2), "at most three segments");
+}
+
+#[test]
+fn boundaries_are_a_peers_word() {
+    let (mut bare, b) = lane_pair(64, Transport::Pointer);
+    let mut b = FrameLink::new(b, 1500).unwrap();
+    let memory = bare.memory().clone();
+    // What is cut, into what it comes apart, and how many pieces of that are no frames.
+    for (boundaries, frames, refused) in [
+        (60 | 60 << 16, &[60, 60, 60][..], 0),
+        (13, &[167], 1),
+        (180, &[180], 0),
+        (u32::MAX, &[180], 0),
+        (60 | 113 << 16, &[60, 113], 1),
+        (60 << 16, &[180], 0),
+    ] {
+        let head = Head { kind: FRAME, flags: 0, args: [0, 0, 0, boundaries] };
+        bare.send(head, memory.alloc(180).unwrap().into_payload()).unwrap();
+        bare.flush();
+        let before = b.counts().refused;
+        let lens: Vec<_> = std::iter::from_fn(|| b.recv()).map(|frame| frame.payload.len()).collect();
+        assert_eq!((&lens[..], b.counts().refused - before), (frames, refused), "{boundaries:#x}");
+    }
+    bare.send(Head { kind: FRAME, ..Head::default() }, Payload::new()).unwrap();
+    bare.flush();
+    assert!(b.recv().is_none());
+    assert_eq!(b.counts().refused, 3, "no bytes are no frame");
 }
