@@ -103,8 +103,7 @@ impl Iterator for Unbundling {
         }
         let len = self.boundaries & 0xffff;
         self.boundaries >>= 16;
-        let payload =
-            if len == 0 { std::mem::take(&mut self.payload) } else { self.payload.split_to(u64::from(len)) };
+        let payload = if len == 0 { std::mem::take(&mut self.payload) } else { self.payload.split_to(u64::from(len)) };
         Some(Frame { offload: self.offload, payload })
     }
 }

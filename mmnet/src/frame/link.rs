@@ -23,7 +23,9 @@ use fido_core::wait::{PeerView, Source, WakeId};
 
 use super::bundle::{Bundle, Unbundling};
 use super::offload::{Offload, VirtioHeader};
-use super::port::{Frame, FrameCounts, FrameError, FramePort, MAX_FRAME_BYTES, MAX_MTU, MIN_MTU, QUEUE, check, lies_in};
+use super::port::{
+    Frame, FrameCounts, FrameError, FramePort, MAX_FRAME_BYTES, MAX_MTU, MIN_MTU, QUEUE, check, lies_in,
+};
 
 /// The one kind of message: the payload is a frame, or as many as [`Bundle`] allows.
 const FRAME: u8 = 0x21;
