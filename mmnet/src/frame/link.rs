@@ -100,11 +100,11 @@ impl FrameLink {
     }
 
     fn take(&mut self, head: Head, payload: Payload) {
-        let mut frames = match frames_of(head, payload) {
+        let frames = match frames_of(head, payload) {
             Ok(frames) => frames,
             Err(error) => return self.refuse(head, &error),
         };
-        while let Some(frame) = frames.next() {
+        for frame in frames {
             if let Err(error) = check(frame.payload.len(), &frame.offload, self.mtu) {
                 self.refuse(head, &error.into());
             } else if self.received.len() < QUEUE {
