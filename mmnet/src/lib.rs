@@ -5,4 +5,5 @@ pub mod frame;
 pub mod phy;
 pub mod relay;
 pub mod stream;
+pub mod switch;
 pub mod tap;

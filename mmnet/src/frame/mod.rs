@@ -11,7 +11,7 @@ mod port;
 
 pub use link::FrameLink;
 pub use offload::{Checksum, Offload, OffloadError, Segmentation, SegmentationKind, VIRTIO_HEADER_BYTES, VirtioHeader};
-pub(crate) use port::check;
 pub use port::{
     Frame, FrameCounts, FrameError, FramePort, HEADER_BYTES, MAX_FRAME_BYTES, MAX_MTU, MIN_MTU, QUEUE, TAG_BYTES,
 };
+pub(crate) use port::{check, lies_in};

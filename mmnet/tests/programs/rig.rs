@@ -74,6 +74,12 @@ impl Space {
         run(&self.inside(words))
     }
 
+    /// Runs a program in it, which must not succeed.
+    pub fn fails(&self, words: &[&str]) {
+        let found = output(&self.inside(words), "60");
+        assert!(!found.status.success(), "{words:?} succeeds");
+    }
+
     /// Starts a program in it, which goes on until its value is dropped.
     pub fn start(&self, words: &[&str]) -> Running {
         let all = self.inside(words);
