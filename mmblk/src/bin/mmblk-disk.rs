@@ -12,8 +12,8 @@ use fido_core::domain::{Domain, Notice};
 use fido_core::wait::Source;
 use mmblk::component::{self, Settings, serve};
 use mmblk::device::{self, BoxQueue};
-use mmblk::hangup::Hangup;
 use mmblk::link::back::BackEnd;
+use mmblk::signals::Signals;
 
 const USAGE: &str = "mmblk-disk takes no words: the manager starts it, with settings from the manifest (docs/mmblk.md)";
 
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn Error>> {
     // Before any thread is there: the signal is for one of them.
-    let mut hangup = Hangup::catch()?;
+    let mut hangup = Signals::hangup()?;
     let domain = Domain::join()?;
     let settings = Settings::of(&domain)?;
     let device = device::open(&settings.device)?;

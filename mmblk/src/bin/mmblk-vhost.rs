@@ -24,8 +24,8 @@ use fido_core::memory::Memory;
 use fido_core::waiter::Waiter;
 use mmblk::export::vhost_user::serving::Queue;
 use mmblk::export::vhost_user::{Device, Export, MAX_RINGS};
-use mmblk::hangup::Hangup;
 use mmblk::link::front::LinkQueue;
+use mmblk::signals::Signals;
 use mmblk::{component, device};
 
 /// How long the disk's domain may take to come up.
@@ -64,7 +64,7 @@ fn serve_domain() -> Result<(), Box<dyn Error>> {
 /// No domain: the disk is this process's own.
 fn by_hand(words: &[String]) -> Result<(), Box<dyn Error>> {
     // Before any thread is there: the signal is for one of them.
-    let mut hangup = Hangup::catch()?;
+    let mut hangup = Signals::hangup()?;
     let [socket, disk, settings @ ..] = words else { return Err(USAGE.into()) };
     let (mut rings, mut serial) = (1, "fido");
     for setting in settings {

@@ -2,8 +2,11 @@
 //!
 //! * [`nbd`]: network block devices, for anything that speaks NBD.
 //! * [`vhost_user`]: virtio disks of virtual machines.
+//! * `ublk`: disks of the machine's own kernel; with the feature of that name.
 
 pub mod nbd;
+#[cfg(any(feature = "ublk", test))]
+pub mod ublk;
 pub mod vhost_user;
 
 use std::io;

@@ -14,10 +14,11 @@ use crate::image::closure::Modules;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// The compressed kernel inside a "bzImage" and what unpacks it, if it is one and compressed with xz or lz4.
+/// The compressed kernel inside a "bzImage" and what unpacks it, if it is one and compressed with xz, lz4 or zstd.
 fn payload(image: &[u8]) -> Option<(&'static [&'static str], &[u8])> {
     const XZ: &[u8] = b"\xfd7zXZ\0";
     const LZ4: &[u8] = b"\x02\x21\x4c\x18";
+    const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
     let word = |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?) as usize);
     if image.get(0x202..0x206)? != b"HdrS" {
         return None;
@@ -33,13 +34,16 @@ fn payload(image: &[u8]) -> Option<(&'static [&'static str], &[u8])> {
     }
     // The kernel's build puts the unpacked size behind it, which the format itself does not have.
     let (packed, _size) = payload.split_last_chunk::<4>()?;
+    if packed.starts_with(ZSTD) {
+        return Some((&["zstd", "--decompress", "--stdout"], packed));
+    }
     packed.starts_with(LZ4).then_some((&["lz4", "--decompress", "--stdout"], packed))
 }
 
 /// Writes the ELF file that is in `image` to `to`.
 ///
 /// # Errors
-/// An image of another kind, or what `xz` or `lz4` says.
+/// An image of another kind, or what `xz`, `lz4` or `zstd` says.
 pub fn extract(supervisor: &Supervisor, image: &Path, to: &Path) -> Result<(), TestbedError> {
     let bytes = fs::read(image).map_err(io_error(image))?;
     let (words, payload) = payload(&bytes).ok_or_else(|| TestbedError::BadKernel(image.to_path_buf()))?;
@@ -60,6 +64,27 @@ pub fn unpacked(supervisor: &Supervisor, folder: &Path, names: &[&str]) -> Resul
         fs::copy(&file, &to).map_err(io_error(&to))?;
     }
     keep(folder, &["vmlinux", "modules"])
+}
+
+/// Unpacks those modules of the kernel's package in `folder` that are packed with xz, as those of later kernels are. What
+/// they need in turn stays packed, and is missed if it is there.
+///
+/// # Errors
+/// A folder that cannot be read, or what `xz` says.
+pub fn unpack_modules(supervisor: &Supervisor, folder: &Path, names: &[&str]) -> Result<(), TestbedError> {
+    let mut open = vec![folder.join("lib/modules")];
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(&folder).map_err(io_error(&folder))? {
+            let path = entry.map_err(io_error(&folder))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().replace('-', "_");
+            if path.is_dir() && !path.is_symlink() {
+                open.push(path);
+            } else if name.strip_suffix(".ko.xz").is_some_and(|name| names.contains(&name)) {
+                supervisor.run(Command::new("xz").arg("--decompress").arg(&path), LIMIT)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The one file of a folder whose name is like that.
@@ -137,10 +162,13 @@ mod tests {
     }
 
     #[test]
-    fn the_size_behind_lz4_is_cut_off() {
+    fn the_size_behind_lz4_and_zstd_is_cut_off() {
         let (words, packed) =
             payload(&image(4, b"\x02\x21\x4c\x18kernel\x01\0\0\0")).map(|(w, p)| (w, p.to_vec())).unwrap();
         assert_eq!((words[0], &packed[..]), ("lz4", &b"\x02\x21\x4c\x18kernel"[..]));
+        let whole = image(4, b"\x28\xb5\x2f\xfdkernel\x01\0\0\0");
+        let (words, packed) = payload(&whole).unwrap();
+        assert_eq!((words[0], packed), ("zstd", &b"\x28\xb5\x2f\xfdkernel"[..]));
     }
 
     #[test]

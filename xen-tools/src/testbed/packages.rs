@@ -17,6 +17,80 @@ const QUESTION: Duration = Duration::from_secs(60);
 const DOWNLOAD: Duration = Duration::from_secs(600);
 const UNPACK: Duration = Duration::from_secs(180);
 
+/// Where apt looks for packages: where the system does, or somewhere of our own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lists {
+    /// apt's options that make it so.
+    options: Vec<String>,
+}
+
+/// Newer versions for Debian 12.
+const BACKPORTS: &str = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] \
+    http://deb.debian.org/debian bookworm-backports main\n";
+
+impl Lists {
+    /// Debian's backports, with lists in a folder of our own: the system's sources stay as they are, and root is not
+    /// needed. The lists are empty until [`Lists::update`].
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn backports(cache: &Path) -> Result<Self, TestbedError> {
+        let folder = cache.join("backports");
+        for name in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(folder.join(name)).map_err(io_error(&folder))?;
+        }
+        let list = folder.join("sources.list");
+        fs::write(&list, BACKPORTS).map_err(io_error(&list))?;
+        let options = [
+            format!("Dir::Etc::SourceList={}", list.display()),
+            "Dir::Etc::SourceParts=/dev/null".to_owned(),
+            format!("Dir::State::Lists={}", folder.join("lists").display()),
+            format!("Dir::Cache={}", folder.join("cache").display()),
+        ];
+        Ok(Self { options: options.into() })
+    }
+
+    /// Fetches them.
+    ///
+    /// # Errors
+    /// apt's.
+    pub fn update(&self, supervisor: &Supervisor) -> Result<(), TestbedError> {
+        supervisor.run(self.tell(apt_get()).arg("update"), DOWNLOAD)?;
+        Ok(())
+    }
+
+    /// As [`stands_for`], of these.
+    ///
+    /// # Errors
+    /// apt's: a package that its lists do not have.
+    pub fn stands_for(&self, supervisor: &Supervisor, name: &str) -> Result<String, TestbedError> {
+        let text = supervisor.run(self.tell(Command::new("apt-cache")).args(["depends", name]), QUESTION)?;
+        first_dependency(&text).ok_or_else(|| TestbedError::NoPackage(name.to_owned()))
+    }
+
+    /// As [`resolve`], of these.
+    ///
+    /// # Errors
+    /// apt's: a package that its lists do not have.
+    pub fn resolve(&self, supervisor: &Supervisor, names: &[&str]) -> Result<Vec<Package>, TestbedError> {
+        let text = supervisor.run(self.tell(apt_get()).args(["--print-uris", "download"]).args(names), QUESTION)?;
+        let mut packages = parse_uris(&text);
+        packages.iter_mut().for_each(|package| package.lists = self.clone());
+        let found: BTreeSet<&str> = packages.iter().map(|package| package.name.as_str()).collect();
+        match names.iter().find(|name| !found.contains(**name)) {
+            Some(missing) => Err(TestbedError::NoPackage((*missing).to_owned())),
+            None => Ok(packages),
+        }
+    }
+
+    fn tell(&self, mut command: Command) -> Command {
+        for option in &self.options {
+            command.args(["--option", option]);
+        }
+        command
+    }
+}
+
 /// A package in the version that apt would take.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Package {
@@ -26,6 +100,8 @@ pub struct Package {
     pub file: String,
     /// Its checksum, as apt's lists have it.
     pub checksum: String,
+    /// The lists that have it.
+    lists: Lists,
 }
 
 /// Asks apt for the versions of these packages.
@@ -33,13 +109,7 @@ pub struct Package {
 /// # Errors
 /// apt's: a package that its lists do not have.
 pub fn resolve(supervisor: &Supervisor, names: &[&str]) -> Result<Vec<Package>, TestbedError> {
-    let text = supervisor.run(apt_get().args(["--print-uris", "download"]).args(names), QUESTION)?;
-    let packages = parse_uris(&text);
-    let found: BTreeSet<&str> = packages.iter().map(|package| package.name.as_str()).collect();
-    match names.iter().find(|name| !found.contains(**name)) {
-        Some(missing) => Err(TestbedError::NoPackage((*missing).to_owned())),
-        None => Ok(packages),
-    }
+    Lists::default().resolve(supervisor, names)
 }
 
 /// The package that a meta-package stands for: the first that it depends on.
@@ -47,8 +117,7 @@ pub fn resolve(supervisor: &Supervisor, names: &[&str]) -> Result<Vec<Package>, 
 /// # Errors
 /// apt's: a package that its lists do not have.
 pub fn stands_for(supervisor: &Supervisor, name: &str) -> Result<String, TestbedError> {
-    let text = supervisor.run(Command::new("apt-cache").args(["depends", name]), QUESTION)?;
-    first_dependency(&text).ok_or_else(|| TestbedError::NoPackage(name.to_owned()))
+    Lists::default().stands_for(supervisor, name)
 }
 
 fn first_dependency(text: &str) -> Option<String> {
@@ -62,7 +131,8 @@ fn parse_uris(text: &str) -> Vec<Package> {
         let (_, file, _, checksum) = (words.next()?, words.next()?, words.next()?, words.next()?);
         let (name, _) = file.strip_suffix(".deb")?.split_once('_')?;
         let plain = !file.contains('/') && !name.is_empty() && checksum.contains(':');
-        plain.then(|| Package { name: name.to_owned(), file: file.to_owned(), checksum: checksum.to_owned() })
+        let lists = Lists::default();
+        plain.then(|| Package { name: name.to_owned(), file: file.to_owned(), checksum: checksum.to_owned(), lists })
     };
     text.lines().filter_map(package).collect()
 }
@@ -84,11 +154,13 @@ fn fetch(supervisor: &Supervisor, cache: &Path, packages: &[Package]) -> Result<
     let place =
         |package: &Package| store.join(format!("{}-{}", &super::cache::key(&[&package.checksum]), package.file));
     let missing: Vec<&Package> = packages.iter().filter(|package| !place(package).is_file()).collect();
-    if !missing.is_empty() {
+    if let Some(first) = missing.first() {
         fs::create_dir_all(&store).map_err(io_error(&store))?;
         let folder = super::cache::partial(cache)?;
         let names = missing.iter().map(|package| package.name.as_str());
-        supervisor.run(apt_get().arg("download").args(names).current_dir(folder.path()), DOWNLOAD)?;
+        // Whoever resolves packages has them from the same lists.
+        let mut command = first.lists.tell(apt_get());
+        supervisor.run(command.arg("download").args(names).current_dir(folder.path()), DOWNLOAD)?;
         for package in missing {
             let file = folder.path().join(&package.file);
             fs::rename(&file, place(package)).map_err(io_error(&file))?;
@@ -156,6 +228,7 @@ mod tests {
             name: "busybox-static".to_owned(),
             file: "busybox-static_1%3a1.35.0-4+b1_amd64.deb".to_owned(),
             checksum: "SHA256:3d3f".to_owned(),
+            lists: Lists::default(),
         };
         assert_eq!(parse_uris(text), [package]);
         assert_eq!(parse_uris(""), []);

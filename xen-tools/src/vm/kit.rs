@@ -10,7 +10,7 @@ use crate::image::closure::{self, Modules};
 use crate::image::cpio::Archive;
 use crate::testbed::cache::Cache;
 use crate::testbed::exec::Supervisor;
-use crate::testbed::packages::{self, Package};
+use crate::testbed::packages::{self, Lists, Package};
 use crate::testbed::{self, TestbedError, io_error, kernel};
 
 /// Changes with what is made from the packages, so that old entries are not used.
@@ -21,6 +21,9 @@ const KERNEL: &str = "linux-image-cloud-amd64";
 
 /// The kernel modules that guests can load. NVMe, ext4 and the serial ports are built in.
 const MODULES: [&str; 6] = ["virtio_pci", "virtio_blk", "virtio_scsi", "virtio_net", "sd_mod", "nbd"];
+
+/// Those of the kernel from Debian's backports.
+const LATER_MODULES: [&str; 1] = ["ublk_drv"];
 
 /// The programs of guests besides busybox, and the packages that have them. fio alone needs most of [`LIBRARIES`].
 const PROGRAMS: [(&str, &str); 5] = [
@@ -59,10 +62,28 @@ impl Kit {
     /// # Errors
     /// Packages that cannot be had, what is not in them, or programs of the host that are missing.
     pub fn prepare() -> Result<Self, TestbedError> {
+        Self::with_kernel(kernel)
+    }
+
+    /// As [`Kit::prepare`], with the kernel of Debian's backports (Linux 6.12), for what 6.1 does not have.
+    ///
+    /// # Errors
+    /// As for [`Kit::prepare`].
+    pub fn prepare_later() -> Result<Self, TestbedError> {
+        Self::with_kernel(later_kernel)
+    }
+
+    fn with_kernel(
+        kernel: fn(&Supervisor, &Cache, &Path) -> Result<PathBuf, TestbedError>,
+    ) -> Result<Self, TestbedError> {
         let (running, stop) = mpsc::channel();
         let supervisor = Supervisor::new(stop);
         let root = testbed::default_cache();
-        let (kernel, image) = testbed::with_lists(&supervisor, &|_| (), || prepare(&supervisor, &root))?;
+        let prepare = || {
+            let cache = Cache::open(&root)?;
+            Ok((kernel(&supervisor, &cache, &root)?, tools(&supervisor, &cache, &root)?))
+        };
+        let (kernel, image) = testbed::with_lists(&supervisor, &|_| (), prepare)?;
         let modules = Modules::find(&kernel.join("modules"))?;
         Ok(Self { supervisor, _running: running, kernel: kernel.join("vmlinux"), modules, image })
     }
@@ -93,22 +114,45 @@ impl Kit {
     }
 }
 
-/// The cache's folder with kernel and modules, and its image of programs.
-fn prepare(supervisor: &Supervisor, root: &Path) -> Result<(PathBuf, PathBuf), TestbedError> {
-    let cache = Cache::open(root)?;
-    let kernel = packages::stands_for(supervisor, KERNEL)?;
-    let mut names = vec![kernel.as_str(), BUSYBOX];
+/// The cache's folder with kernel and modules.
+fn kernel(supervisor: &Supervisor, cache: &Cache, root: &Path) -> Result<PathBuf, TestbedError> {
+    let name = packages::stands_for(supervisor, KERNEL)?;
+    let packages = packages::resolve(supervisor, &[&name])?;
+    packages::entry(supervisor, (cache, root), ("guest-kernel", VERSION), &packages, false, |folder| {
+        kernel::unpacked(supervisor, folder, &MODULES)
+    })
+}
+
+/// The cache's folder with the kernel of the backports, and its modules.
+fn later_kernel(supervisor: &Supervisor, cache: &Cache, root: &Path) -> Result<PathBuf, TestbedError> {
+    let lists = Lists::backports(root)?;
+    let prepare = || {
+        let name = lists.stands_for(supervisor, KERNEL)?;
+        let packages = lists.resolve(supervisor, &[&name])?;
+        packages::entry(supervisor, (cache, root), ("guest-kernel-later", VERSION), &packages, false, |folder| {
+            kernel::unpack_modules(supervisor, folder, &LATER_MODULES)?;
+            kernel::unpacked(supervisor, folder, &LATER_MODULES)
+        })
+    };
+    match prepare() {
+        // The lists are missing, or older than what there is.
+        Err(TestbedError::NoPackage(_) | TestbedError::Exec(_)) => {
+            lists.update(supervisor)?;
+            prepare()
+        }
+        kernel => kernel,
+    }
+}
+
+/// The image of programs.
+fn tools(supervisor: &Supervisor, cache: &Cache, root: &Path) -> Result<PathBuf, TestbedError> {
+    let mut names = vec![BUSYBOX];
     names.extend(LIBRARIES.split_whitespace());
     names.extend(PROGRAMS.iter().map(|(_, package)| *package));
     names.dedup();
-    let mut tools = packages::resolve(supervisor, &names)?;
-    let kernel: Vec<Package> = tools.extract_if(.., |package| package.name == kernel).collect();
-    let entry = |name, packages: &[Package], then: &dyn Fn(&Path) -> Result<(), TestbedError>| {
-        packages::entry(supervisor, (&cache, root), (name, VERSION), packages, false, then)
-    };
-    let kernel = entry("guest-kernel", &kernel, &|folder| kernel::unpacked(supervisor, folder, &MODULES))?;
-    let tools = entry("guest-tools", &tools, &tools_of)?;
-    Ok((kernel, tools.join("tools.cpio")))
+    let packages: Vec<Package> = packages::resolve(supervisor, &names)?;
+    let tools = packages::entry(supervisor, (cache, root), ("guest-tools", VERSION), &packages, false, tools_of)?;
+    Ok(tools.join("tools.cpio"))
 }
 
 /// `tools.cpio`: busybox and the programs with their libraries.

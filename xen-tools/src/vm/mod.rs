@@ -32,6 +32,8 @@ pub struct Guest {
     pub name: String,
     /// What it runs, by `sh` with `set -e`. `say WORDS` tells the host something; its exit status ends the guest.
     pub script: String,
+    /// Files of the host, by the place where it has them; programs among them need no library but those of the kit.
+    pub files: Vec<(String, PathBuf)>,
     /// Kernel modules to load first, with their parameters: `"nbd nbds_max=1"`. What they need comes by itself.
     pub modules: Vec<&'static str>,
     /// QEMU's arguments for the devices under test.
@@ -116,6 +118,7 @@ impl Guest {
         Self {
             name: name.to_owned(),
             script: script.to_owned(),
+            files: Vec::new(),
             modules: Vec::new(),
             devices: Vec::new(),
             memory: 512,
@@ -130,6 +133,13 @@ impl Guest {
     #[must_use]
     pub fn modules(mut self, modules: &[&'static str]) -> Self {
         self.modules.extend_from_slice(modules);
+        self
+    }
+
+    /// Adds a program of the host.
+    #[must_use]
+    pub fn file(mut self, place: &str, host: &Path) -> Self {
+        self.files.push((place.to_owned(), host.to_path_buf()));
         self
     }
 
@@ -182,6 +192,9 @@ impl Guest {
         let mut archive = Archive::new();
         archive.file("init", include_str!("init.sh"), true)?;
         archive.file("script", self.script.as_str(), false)?;
+        for (place, host) in &self.files {
+            archive.host_file(place, host, true)?;
+        }
         let mut list = String::new();
         for (file, parameters) in kit.modules(&self.modules)? {
             let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -12,6 +12,7 @@ use support::kit;
 mod nbd;
 mod nbd_disks;
 mod support;
+mod ublk;
 mod vhost_user;
 
 fn alive(process: u32) -> bool {

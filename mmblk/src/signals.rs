@@ -1,4 +1,4 @@
-//! SIGHUP, as something a component's thread can wait for.
+//! Signals, as something a component's thread can wait for.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -6,25 +6,43 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use fido_core::wait::{Source, WakeId};
 
-/// Catches SIGHUP.
+/// Catches signals of one meaning.
 #[derive(Debug)]
-pub struct Hangup {
+pub struct Signals {
     signals: OwnedFd,
     id: WakeId,
 }
 
-impl Hangup {
-    /// Catches the signal from now on, in this thread and in those that it starts. Call it before any thread is started:
-    /// one that does not block the signal would die of it.
+impl Signals {
+    /// Catches SIGHUP: look again what the device is like. See [`Signals::catch`].
     ///
     /// # Errors
     /// The kernel's, if there is no descriptor left.
-    pub fn catch() -> io::Result<Self> {
+    pub fn hangup() -> io::Result<Self> {
+        Self::catch(&[libc::SIGHUP])
+    }
+
+    /// Catches SIGTERM and SIGINT: come to an end. See [`Signals::catch`].
+    ///
+    /// # Errors
+    /// The kernel's, if there is no descriptor left.
+    pub fn end() -> io::Result<Self> {
+        Self::catch(&[libc::SIGTERM, libc::SIGINT])
+    }
+
+    /// Catches the signals from now on, in this thread and in those that it starts. Call it before any thread is started:
+    /// one that does not block a signal would die of it.
+    ///
+    /// # Errors
+    /// The kernel's, if there is no descriptor left.
+    fn catch(signals: &[libc::c_int]) -> io::Result<Self> {
         let mut set = MaybeUninit::uninit();
         // SAFETY: `sigemptyset` initialises the set, and the other calls only read it. Blocking a signal runs no code.
         let fd = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
-            libc::sigaddset(set.as_mut_ptr(), libc::SIGHUP);
+            for signal in signals {
+                libc::sigaddset(set.as_mut_ptr(), *signal);
+            }
             let error = libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
             if error != 0 {
                 return Err(io::Error::from_raw_os_error(error));
@@ -39,14 +57,14 @@ impl Hangup {
         Ok(Self { signals, id: WakeId::unique() })
     }
 
-    /// Whether the signal has come since this was asked last.
+    /// Whether one has come since this was asked last.
     pub fn take(&mut self) -> bool {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
         rustix::io::read(&self.signals, &mut info).is_ok()
     }
 }
 
-impl Source for Hangup {
+impl Source for Signals {
     fn wake_fd(&self) -> BorrowedFd<'_> {
         self.signals.as_fd()
     }
