@@ -56,6 +56,8 @@ pub struct Nas {
     pub image: PathBuf,
     /// The image's size in bytes when it is created.
     pub size: u64,
+    /// The device in the image's place, as a description of `mmblk`'s; paths in it are absolute.
+    pub disk: Option<String>,
     /// Where it serves NFS and MOUNT.
     pub listen: SocketAddr,
 }
@@ -105,7 +107,7 @@ impl Nas {
     }
 
     fn split(&self, text: &mut String, transport: &str) {
-        self.domain(text, "disk", "128MiB", "windows = [\"net\"]", &(self.image_params() + THREADS));
+        self.domain(text, "disk", "128MiB", "windows = [\"net\"]", &(self.disk_params() + THREADS));
         self.domain(text, "fs", "64MiB", "after = [\"disk\"]\ninherit = true", "");
         self.domain(text, "net", "128MiB", "windows = [\"disk\"]", &self.listen_param());
         for (name, a, b, lanes) in [("disk", "fs", "disk", 2), ("nfs", "net", "fs", 1)] {
@@ -118,7 +120,7 @@ impl Nas {
     }
 
     fn monolithic(&self, text: &mut String) {
-        let params = self.image_params() + &self.listen_param();
+        let params = self.disk_params() + &self.listen_param();
         self.domain(text, "monolith", "320MiB", "inherit = true", &params);
     }
 
@@ -137,7 +139,10 @@ impl Nas {
         }
     }
 
-    fn image_params(&self) -> String {
+    fn disk_params(&self) -> String {
+        if let Some(disk) = &self.disk {
+            return format!("device = {}\n", quoted(Path::new(disk)));
+        }
         format!("image = {}\nsize = {}\n", quoted(&self.image), self.size)
     }
 
@@ -187,12 +192,18 @@ mod tests {
                 program: std::env::current_exe().unwrap(),
                 image: "/tmp/a \"quoted\\ image\n".into(),
                 size: 1 << 30,
+                disk: None,
                 listen: ([127, 0, 0, 1], 2049).into(),
             };
             let manifest = nas.manifest().unwrap();
             assert_eq!(manifest.domains.len(), if mode == Mode::Monolithic { 1 } else { 3 });
             let disk = manifest.domains.iter().find(|domain| domain.params.contains_key("image")).unwrap();
             assert_eq!(disk.params["image"], nas.image.to_str().unwrap());
+            let text = "raid5(file:/a\\,\"b\"; file:/c; file:/d)";
+            let manifest = Nas { disk: Some(text.into()), ..nas }.manifest().unwrap();
+            let disk = manifest.domains.iter().find(|domain| domain.params.contains_key("device")).unwrap();
+            assert_eq!(disk.params["device"], text);
+            assert!(!disk.params.contains_key("image"));
         }
     }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
+use mmblk::device::description::Description;
 
 use crate::appliance::Mode;
 
@@ -29,6 +30,12 @@ pub struct Cli {
     /// The image file, created and formatted on first use (default: one in a temporary directory)
     #[arg(long, value_name = "FILE", requires = "serve")]
     pub image: Option<PathBuf>,
+
+    /// What to serve in place of an image file: a device, a disk elsewhere, an array, as docs/mmblk.md describes them
+    /// (for example raid5(create=yes; file:/srv/a,create=8GiB; file:/srv/b,create=8GiB; file:/srv/c,create=8GiB)); it is
+    /// formatted on first use
+    #[arg(long, value_name = "DEVICE", requires = "serve", conflicts_with_all = ["image", "dir", "size"], value_parser = parse_device)]
+    pub disk: Option<String>,
 
     /// Where the temporary images go
     #[arg(long, value_name = "DIR", conflicts_with = "image")]
@@ -98,9 +105,25 @@ fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).ok_or_else(|| format!("{text:?} is too large"))
 }
 
+/// A device's description; what is wrong with its form is said before anything is started.
+fn parse_device(text: &str) -> Result<String, String> {
+    Description::parse(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn devices() {
+        assert!(parse_device("raid5(file:/a; file:/b; file:/c)").is_ok());
+        assert!(parse_device("raid5(file:/a").unwrap_err().contains("should stand here"));
+        let with = |more: &[&str]| {
+            let words = ["nas-demo", "--serve", "--disk", "null:1GiB"];
+            Cli::try_parse_from(words.into_iter().chain(more.iter().copied())).is_ok()
+        };
+        assert!(with(&[]) && !with(&["--image", "a"]) && !with(&["--size", "1GiB"]));
+    }
 
     #[test]
     fn sizes() {

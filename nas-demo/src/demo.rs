@@ -50,6 +50,7 @@ pub fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
             mode,
             program: std::env::current_exe()?,
             image: scratch.path().join(format!("{}.img", mode.name())),
+            disk: None,
             size: cli.size,
             listen: fixed_port(cli.listen)?,
         };

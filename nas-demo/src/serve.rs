@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use conn_mgr::manager::Status;
@@ -30,11 +31,13 @@ pub fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
     let interrupt = Interrupt::watch()?;
     // Keeps the directory, if there is one, until the appliance is down.
     let mut scratch_dir = None;
-    let image = match &cli.image {
-        Some(image) => std::path::absolute(image)?,
-        None => scratch_dir.insert(scratch(cli.dir.as_deref())?).path().join("nas.img"),
+    let image = match (&cli.image, &cli.disk) {
+        (Some(image), _) => std::path::absolute(image)?,
+        (None, Some(_)) => PathBuf::new(),
+        (None, None) => scratch_dir.insert(scratch(cli.dir.as_deref())?).path().join("nas.img"),
     };
-    let nas = Nas { mode, program: std::env::current_exe()?, image, size: cli.size, listen: fixed_port(cli.listen)? };
+    let (program, listen) = (std::env::current_exe()?, fixed_port(cli.listen)?);
+    let nas = Nas { mode, program, image, size: cli.size, disk: cli.disk.clone(), listen };
     if cli.print_manifest {
         print!("{}", nas.manifest_text());
         return Ok(());
@@ -42,8 +45,8 @@ pub fn run(cli: &Cli) -> Result<(), Box<dyn Error>> {
     let manager = nas.start(PATIENCE, &|| interrupt.check())?;
     say(format_args!("{}", url(nas.listen)));
     say(format_args!(
-        "image {}, mode {}; try: nfs-ls '{}'; end with Ctrl-C",
-        nas.image.display(),
+        "{}, mode {}; try: nfs-ls '{}'; end with Ctrl-C",
+        nas.disk.clone().unwrap_or_else(|| format!("image {}", nas.image.display())),
         mode.name(),
         url(nas.listen)
     ));

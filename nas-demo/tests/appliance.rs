@@ -23,6 +23,7 @@ fn nas(mode: Mode, dir: &Path) -> Nas {
         program: env!("CARGO_BIN_EXE_nas-demo").into(),
         image: dir.join("nas.img"),
         size: 256 << 20,
+        disk: None,
         listen: fixed_port(([127, 0, 0, 1], 0).into()).expect("a free port"),
     }
 }

@@ -26,6 +26,7 @@ impl Server {
             program: env!("CARGO_BIN_EXE_nas-demo").into(),
             image: folder.path().join("nas.img"),
             size: 64 << 20,
+            disk: None,
             listen: fixed_port(([127, 0, 0, 1], 0).into()).unwrap(),
         };
         let options =

@@ -310,6 +310,46 @@ fn survives_the_death_of(domain: &str, mode: &str) {
     server.stop();
 }
 
+/// A member of an array dies under two writers and a copy, which go on as if nothing were. When the disk domain comes again it
+/// fills the member, and then another one dies.
+#[test]
+#[ignore = "needs libnfs-utils; run .ci/e2e"]
+fn a_member_of_an_array_may_die() {
+    let bench = Bench::new();
+    let member = |index: u32| format!("file:{},create=96MiB", bench.path(&format!("member{index}")).display());
+    // The third dies in the copy; what it says of itself is then stale.
+    let device = format!(
+        "raid5(create=yes,zeroed=yes,degraded=yes,replace=yes; {}; {}; fault(do=die,on=write,after=300; {}))",
+        member(0),
+        member(1),
+        member(2)
+    );
+    let server = Server::start_on(&device, bench.dir.path());
+    let (url, port) = (server.url(), server.url().port());
+    let (kept, big) = (bench.noise("kept", 2 * MIB), bench.noise("big", 48 * MIB));
+    copy_in(&kept, &url, "kept").expect_success("nfs-cp to the server");
+    let writers = [Promise::Stable, Promise::Commit].map(|how| Writer::start(port, &format!("{how:?}"), how));
+    copy_in(&big, &url, "big").expect_success("nfs-cp while a member dies");
+    let is_degraded = || server.logged().contains("a member has failed; the array goes on without it");
+    wait_until("a member has died", CALL_LIMIT, is_degraded);
+    bench.assert_same_on(&url, "big", &big);
+
+    let promises = writers.each_ref().map(Writer::promises);
+    server.kill_domain("disk");
+    server.wait_for_service();
+    wait_until("promises again", CALL_LIMIT, || {
+        writers.iter().zip(promises).all(|(writer, before)| writer.promises() > before + 20)
+    });
+    let mut client = mount(port);
+    for ledger in writers.map(Writer::finish) {
+        ledger.check(&mut client);
+    }
+    bench.assert_same_on(&url, "kept", &kept);
+    bench.assert_same_on(&url, "big", &big);
+    drop(client);
+    server.stop();
+}
+
 /// A copy for which libnfs connected again by itself. It sends unstable writes and never looks at the verifier that would
 /// tell it to send them again; but whichever domain dies, none of them is lost.
 fn judge_copy(bench: &Bench, url: &Url, big: &Path, killed: &str) {

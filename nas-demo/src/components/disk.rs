@@ -1,16 +1,19 @@
-//! The disk domain: owns the image file and serves each lane of link `disk` from a queue of its own, with as many threads
-//! as there is work and room for.
+//! The disk domain: owns the image file, or whatever device its manifest describes, and serves each lane of link `disk`
+//! from a queue of its own, with as many threads as there is work and room for.
 
 use std::error::Error;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fido_core::crew::{self, Crew, Failure, MAX_CREW};
 use fido_core::domain::Domain;
 use fido_core::platform::xen::XenPlatform;
 use fido_core::wait::Source;
-use mmblk::backend::file::{FileDevice, FileOptions, FileQueue};
+use mmblk::backend::file::{FileDevice, FileOptions};
+use mmblk::device::description::Description;
+use mmblk::device::{self, BoxQueue, Device};
 use mmblk::link::back::{BackEnd, Limits};
 
 use super::event_loop::{self, Component};
@@ -18,12 +21,12 @@ use super::event_loop::{self, Component};
 /// A thread beyond the first that has had no work for so long is let go.
 const LULL: Duration = Duration::from_millis(500);
 
-/// Opens the image, serves every lane, and says so.
+/// Opens the device, serves every lane, and says so.
 pub fn run(domain: &Domain) -> Result<(), Box<dyn Error>> {
-    let device = open_image(domain)?;
+    let device = open(domain)?;
     let mut lanes = Vec::new();
     for lane in domain.take_lanes("disk")? {
-        lanes.push((lane, device.queue(domain.memory())?));
+        lanes.push((lane, device.queue(&domain.memory())?));
     }
     // fs is the only one that it serves, and so may have all of it.
     let lanes = BackEnd::group(lanes, Limits::NONE)?;
@@ -33,9 +36,16 @@ pub fn run(domain: &Domain) -> Result<(), Box<dyn Error>> {
     event_loop::run(domain, Disk { crew })
 }
 
+/// What the manifest describes as `device`, or else the image that it names.
+pub fn open(domain: &Domain) -> Result<Arc<dyn Device>, Box<dyn Error>> {
+    let Some(text) = domain.param::<Option<String>>("device", None)? else { return Ok(Arc::new(open_image(domain)?)) };
+    let described = Description::parse(&text).map_err(|error| domain.bad_param("device", error.to_string()))?;
+    Ok(device::open(&described)?)
+}
+
 /// The image or device that the manifest names; an image is created with the size that it gives. In a guest, writes go
 /// through unless the manifest says otherwise: what is only in the page cache there dies with the guest.
-pub fn open_image(domain: &Domain) -> Result<FileDevice, Box<dyn Error>> {
+fn open_image(domain: &Domain) -> Result<FileDevice, Box<dyn Error>> {
     let image: PathBuf = domain.required_param("image")?;
     let size: Option<u64> = domain.param("size", None)?;
     let write_through = domain.param("write-through", XenPlatform::is_here())?;
@@ -56,7 +66,7 @@ fn most_threads(domain: &Domain, lanes: usize) -> Result<usize, Box<dyn Error>> 
 
 /// The lanes are the crew's; what is left to this thread is to see when one fails.
 struct Disk {
-    crew: Crew<BackEnd<FileQueue>>,
+    crew: Crew<BackEnd<BoxQueue>>,
 }
 
 impl Component for Disk {

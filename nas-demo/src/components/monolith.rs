@@ -11,8 +11,8 @@ use crate::volume::{NasVolume, Options};
 
 /// Opens the image and the volume, listens, and says where.
 pub fn run(domain: &Domain) -> Result<(), Box<dyn Error>> {
-    let device = disk::open_image(domain)?;
-    let (data, meta) = (device.queue(domain.memory())?, device.queue(domain.memory())?);
+    let device = disk::open(domain)?;
+    let (data, meta) = (device.queue(&domain.memory())?, device.queue(&domain.memory())?);
     let volume = NasVolume::open(domain.memory(), data, meta, Options::default(), fs::inherited(domain).as_ref())?;
     let port = net::listen(domain)?;
     let address = port.local_addr();

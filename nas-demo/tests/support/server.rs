@@ -79,6 +79,13 @@ pub fn command(mode: &str, image: &Path, size: &str, listen: &str) -> Command {
     command
 }
 
+/// The command that serves a device of `mmblk`'s.
+fn command_on(device: &str) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.args(["--serve", "--listen", "127.0.0.1:0", "--disk", device]);
+    command
+}
+
 /// Starts the server where it must fail, and returns what it says.
 ///
 /// # Panics
@@ -94,12 +101,20 @@ impl Server {
     /// Serves an image on a port of the kernel's choice. Everything temporary of the server goes into `tmp` beside the
     /// image.
     pub fn start(mode: &str, image: &Path, size: &str) -> Self {
-        let dir = image.parent().expect("an image in a directory");
+        Self::run(command(mode, image, size, "127.0.0.1:0"), image.parent().expect("an image in a directory"))
+    }
+
+    /// As `start`, from a device. What is temporary goes into `dir`.
+    pub fn start_on(device: &str, dir: &Path) -> Self {
+        Self::run(command_on(device), dir)
+    }
+
+    fn run(mut command: Command, dir: &Path) -> Self {
         let log = dir.join("server.log");
         let errors = File::options().create(true).append(true).open(&log).expect("a log file");
         let tmp = dir.join("tmp");
         std::fs::create_dir_all(&tmp).expect("a directory");
-        let mut child = command(mode, image, size, "127.0.0.1:0")
+        let mut child = command
             .env("TMPDIR", &tmp)
             .env_remove("XDG_RUNTIME_DIR")
             .stdin(Stdio::null())
@@ -125,6 +140,11 @@ impl Server {
     pub fn url(&self) -> Url {
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         said.url.clone().expect("it has said so before `start` returned")
+    }
+
+    /// What it and its domains have logged.
+    pub fn logged(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// The domains and their present incarnations.
