@@ -259,3 +259,34 @@ fn a_scrub_finds_and_repairs() {
         frail.has(2, WIDTH);
     }
 }
+
+/// Stripes that follow each other go to a member as one request, and one that fails there is found out by itself.
+#[test]
+fn neighbours_go_together_and_fail_alone() {
+    let mut frail = Frail::new(Level::Raid5, options());
+    // The intent is there from now on.
+    frail.rig.write(0, &pattern(0, WIDTH as usize)).unwrap();
+    let count = |frail: &Frail| frail.faults[2].injected();
+    let seen = Rule::always(&[Kind::Write], Effect::Stall(Spread::of(Duration::ZERO)));
+    frail.faults[2].set_rules(vec![seen]);
+    let before = count(&frail);
+    frail.rig.write(0, &pattern(1, 16 * WIDTH as usize)).unwrap();
+    assert_eq!(count(&frail) - before, 1, "sixteen chunks, a request");
+    // Two requests of the user's, on both sides of what fails once.
+    let error = Rule { times: Some(1), ..Rule::always(&[Kind::Write], Effect::Fail(io(libc::EFAULT))) };
+    frail.faults[2].set_rules(vec![error]);
+    for half in 0..2 {
+        let data = frail.rig.payload(&pattern(2 + half, 8 * WIDTH as usize));
+        frail.rig.submit(half, BlockOp::Write { offset: half * 8 * WIDTH, data, durable: false });
+    }
+    frail.rig.completions(2).into_iter().for_each(|completion| drop(completion.result.unwrap()));
+    assert!(frail.is_whole());
+    frail.faults[0].kill();
+    frail.has(2, 8 * WIDTH);
+    // And for good: it is kicked, and the others have all of it.
+    let mut frail = Frail::new(Level::Raid5, options());
+    frail.next(2, &[Kind::Write], &io(libc::EIO), None);
+    frail.rig.write(0, &pattern(3, 16 * WIDTH as usize)).unwrap();
+    assert_eq!(frail.rig.queue.status().kicked, 1);
+    frail.has(3, 16 * WIDTH);
+}

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use fido_core::heap::ArenaBuf;
 use fido_core::memory::{CopyError, Memory};
-use fido_core::payload::Payload;
+use fido_core::payload::{MAX_SEGMENTS, Payload};
 use fido_core::wait::{PeerView, Source, WakeId};
 
 use super::blame::{Cause, cause};
 use super::superblock::Role;
-use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Features, Geometry};
+use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Features, Geometry, MAX_REQUEST_BYTES};
 
 /// How long a want of buffers is waited out before it is asked whose it is.
 const BUFFER_PATIENCE: Duration = Duration::from_secs(2);
@@ -121,6 +121,18 @@ struct Pending {
     /// Since when it has found no buffer.
     starved: Option<Instant>,
     copied: bool,
+    /// Writes that go on where it ends, and are under way with it.
+    joined: Vec<u64>,
+    /// It failed together with others, and is tried by itself.
+    alone: bool,
+}
+
+impl Pending {
+    /// Whether it may wait for its neighbours, until what has been submitted is handed on.
+    fn may_join(&self) -> bool {
+        let is_data = matches!(self.purpose, Purpose::Part { .. } | Purpose::Op { .. });
+        is_data && !self.alone && matches!(self.op, BlockOp::Write { .. })
+    }
 }
 
 /// A member.
@@ -170,13 +182,15 @@ pub(super) struct Members {
     /// Queues that have failed: kept until they have given back what they have.
     failed: Vec<(MemberQueue, usize)>,
     pending: HashMap<u64, (usize, Pending)>,
+    /// Requests that have ended well with another one: the member and their number.
+    also: VecDeque<(usize, u64)>,
     next_id: u64,
     memory: Memory,
 }
 
 impl Members {
     pub(super) fn new(all: Vec<Member>, memory: Memory) -> Self {
-        Self { all, failed: Vec::new(), pending: HashMap::new(), next_id: 0, memory }
+        Self { all, failed: Vec::new(), pending: HashMap::new(), also: VecDeque::new(), next_id: 0, memory }
     }
 
     /// Asks something of a member; one without a queue is asked in vain.
@@ -189,9 +203,13 @@ impl Members {
         if let BlockOp::Read { offset, len } = op {
             place.last_end = offset + u64::from(len);
         }
-        self.pending.insert(id, (member, Pending { purpose, op, starved: None, copied: false }));
+        let pending = Pending { purpose, op, starved: None, copied: false, joined: Vec::new(), alone: false };
+        let joins = pending.may_join();
+        self.pending.insert(id, (member, pending));
         place.backlog.push_back(id);
-        self.submit_backlog(member);
+        if !joins {
+            self.submit_backlog(member);
+        }
         Ok(())
     }
 
@@ -200,18 +218,21 @@ impl Members {
             return false;
         };
         let mut any = false;
-        while let Some(id) = backlog.front() {
-            let Some((_, pending)) = self.pending.get(id) else {
+        while let Some(id) = backlog.front().copied() {
+            let Some((op, joined)) = with_neighbours(&self.pending, backlog) else {
                 backlog.pop_front();
                 continue;
             };
-            if queue.submit(*id, pending.op.clone()).is_err() {
+            if queue.submit(id, op).is_err() {
                 break;
             }
             if *in_flight == 0 {
                 *alive = Instant::now();
             }
-            backlog.pop_front();
+            backlog.drain(..=joined.len());
+            if let Some((_, pending)) = self.pending.get_mut(&id) {
+                pending.joined = joined;
+            }
             *in_flight += 1;
             any = true;
         }
@@ -221,6 +242,11 @@ impl Members {
     /// The next end of a request.
     pub(super) fn poll(&mut self) -> Option<Event> {
         self.drain_failed();
+        while let Some((member, id)) = self.also.pop_front() {
+            if let Some(event) = self.ended(member, id, Ok(Payload::new())) {
+                return Some(event);
+            }
+        }
         for member in 0..self.all.len() {
             while let Some(Member { queue: Some(queue), in_flight, alive, .. }) = self.all.get_mut(member)
                 && let Some(BlockCompletion { id, result }) = queue.poll()
@@ -243,6 +269,16 @@ impl Members {
 
     /// What a completion means; nothing, if the request is tried again.
     fn ended(&mut self, member: usize, id: u64, result: Result<Payload, BlockError>) -> Option<Event> {
+        let joined = std::mem::take(&mut self.pending.get_mut(&id)?.1.joined);
+        if result.is_err() && !joined.is_empty() {
+            // Which of them it was shows when each is tried by itself.
+            for id in std::iter::once(id).chain(joined) {
+                self.pending.get_mut(&id)?.1.alone = true;
+                self.all.get_mut(member)?.backlog.push_back(id);
+            }
+            return None;
+        }
+        self.also.extend(joined.into_iter().map(|id| (member, id)));
         let result = match result {
             Err(error) => Err(self.judged(member, id, error)?),
             result => result,
@@ -321,7 +357,11 @@ impl Members {
         self.all.iter().any(|member| !member.later.is_empty())
     }
 
+    /// Hands everything on to the members.
     pub(super) fn flush_submissions(&mut self) {
+        for member in 0..self.all.len() {
+            self.submit_backlog(member);
+        }
         self.all.iter_mut().filter_map(|member| member.queue.as_mut()).for_each(BlockQueue::flush_submissions);
     }
 
@@ -369,6 +409,29 @@ impl Members {
     pub(super) fn is_idle(&self) -> bool {
         self.pending.is_empty()
     }
+}
+
+/// The first request of a backlog, with the writes behind it that go on where it ends, as far as one request can carry
+/// them: those that join it. `None` if nobody asks for it any more.
+fn with_neighbours(pending: &HashMap<u64, (usize, Pending)>, backlog: &VecDeque<u64>) -> Option<(BlockOp, Vec<u64>)> {
+    let mut ids = backlog.iter();
+    let (_, first) = pending.get(ids.next()?)?;
+    let mut joined = Vec::new();
+    let BlockOp::Write { offset, data, durable } = &first.op else { return Some((first.op.clone(), joined)) };
+    let mut all = data.clone();
+    for id in ids.take_while(|_| first.may_join()) {
+        let Some((_, next)) = pending.get(id).filter(|(_, next)| next.may_join()) else { break };
+        let BlockOp::Write { offset: at, data, durable: also } = &next.op else { break };
+        let is_next = *at == offset + all.len() && also == durable;
+        let fits = all.len() + data.len() <= MAX_REQUEST_BYTES.into()
+            && all.parts().len() + data.parts().len() <= MAX_SEGMENTS;
+        if !is_next || !fits {
+            break;
+        }
+        all.append(data.clone());
+        joined.push(*id);
+    }
+    Some((BlockOp::Write { offset: *offset, data: all, durable: *durable }, joined))
 }
 
 /// The error of a request to a member that is not there.
