@@ -72,6 +72,31 @@ impl Opening {
         Self(kind as u64 | (flags as u64) << 8)
     }
 
+    /// The same with one segment, lent under that tag (neither if it is 0), and a return (none if it is 0).
+    #[inline]
+    pub const fn with(self, loan: u16, returned: u16) -> Self {
+        Self(self.0 | ((loan != 0) as u64) << 16 | (loan as u64) << 32 | (returned as u64) << 48)
+    }
+
+    /// Whether it is the protocol's, and has one segment under a loan, or neither: what a message mostly is.
+    #[inline]
+    pub const fn is_simple(self) -> bool {
+        let count = self.0 as u32 >> 16;
+        self.kind() < KIND_RESERVED && count <= 1 && (count == 1) == (self.loan() != 0)
+    }
+
+    /// The tag of the loan that the segments are, 0 if there are none.
+    #[inline]
+    pub const fn loan(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+
+    /// The tag of a loan of the receiver's that ends, 0 for none.
+    #[inline]
+    pub const fn returned(self) -> u16 {
+        (self.0 >> 48) as u16
+    }
+
     /// The pair of words.
     #[inline]
     pub const fn bits(self) -> u64 {
@@ -155,8 +180,8 @@ impl Frame {
         let (first, (first_len, low), (high, second_len), third) = (pair(3), split(pair(4)), split(pair(5)), pair(6));
         Self {
             head: opening.head(pair(1), pair(2)),
-            loan: (opening.0 >> 32) as u16,
-            returned: (opening.0 >> 48) as u16,
+            loan: opening.loan(),
+            returned: opening.returned(),
             count: (opening.0 >> 16) as u16,
             segments: [
                 Segment::new(GlobalAddr::from_bits(first), first_len),

@@ -95,9 +95,25 @@ impl Payload {
     /// One segment, kept by `hold`.
     #[inline]
     pub fn held(segment: Segment, hold: Hold) -> Self {
-        let mut payload = Self::new();
-        payload.push(segment, Some(hold));
-        payload
+        Self::of(segment, Some(hold))
+    }
+
+    /// One segment, or nothing if that is empty.
+    #[inline]
+    fn of(segment: Segment, hold: Option<Hold>) -> Self {
+        match segment.len {
+            0 => Self::new(),
+            len => Self { parts: Parts::One(Part { segment, hold }), len: u64::from(len) },
+        }
+    }
+
+    /// The only part, if there is no other.
+    #[inline]
+    pub(crate) fn only(&self) -> Option<&Part> {
+        match &self.parts {
+            Parts::One(part) => Some(part),
+            _ => None,
+        }
     }
 
     /// Length in bytes.
@@ -124,7 +140,15 @@ impl Payload {
     }
 
     /// Adds a segment at the end. Neighbouring segments under the same hold become one; an empty one is dropped.
+    #[inline]
     pub fn push(&mut self, segment: Segment, hold: Option<Hold>) {
+        match self.parts {
+            Parts::None => *self = Self::of(segment, hold),
+            _ => self.push_behind(segment, hold),
+        }
+    }
+
+    fn push_behind(&mut self, segment: Segment, hold: Option<Hold>) {
         if segment.len == 0 {
             return;
         }
@@ -184,6 +208,10 @@ impl Payload {
     pub fn slice(&self, start: u64, len: u64) -> Option<Self> {
         if start.checked_add(len)? > self.len {
             return None;
+        }
+        if let Some(Part { segment, hold }) = self.only() {
+            // Both are within the segment's length, which has 32 bits.
+            return Some(Self::of(segment.slice(start as u32, len as u32)?, hold.clone()));
         }
         let mut tail = self.clone();
         drop(tail.split_to(start));

@@ -296,17 +296,23 @@ impl WindowView {
     }
 
     /// Takes changes of the table in.
+    #[inline]
     fn refresh(&self) {
         // SYNC: pairs with the release in `WindowTable::change`; a view that misses a change by a moment behaves as if
         // the look-up had come before it, and finds nothing to upgrade if the window is gone.
         let epoch = self.table.epoch.load(Ordering::Acquire);
-        let mut cache = self.cache.borrow_mut();
-        if cache.0 != epoch {
-            let windows = self.table.windows.read().unwrap_or_else(PoisonError::into_inner);
-            *cache = (epoch, windows.iter().map(Known::of).collect());
+        if self.cache.borrow().0 != epoch {
+            self.renew(epoch);
         }
     }
 
+    #[cold]
+    fn renew(&self, epoch: u64) {
+        let windows = self.table.windows.read().unwrap_or_else(PoisonError::into_inner);
+        *self.cache.borrow_mut() = (epoch, windows.iter().map(Known::of).collect());
+    }
+
+    #[inline]
     fn look_up<T>(&self, segment: Segment, found: impl FnOnce(&Known) -> Option<T>) -> Result<T, AddressError> {
         self.refresh();
         let cache = self.cache.borrow();

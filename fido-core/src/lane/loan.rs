@@ -43,22 +43,25 @@ pub(super) struct LoanTable {
 
 impl LoanTable {
     /// Whether another loan can be given.
+    #[inline]
     pub(super) fn has_room(&self) -> bool {
         self.out < MAX_LOANS
     }
 
     /// Keeps a payload and gives it a tag. The caller has asked for room.
+    #[inline]
     pub(super) fn give(&mut self, payload: Payload) -> u16 {
         self.out += 1;
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.loans.push(None);
-            (self.loans.len() - 1) as u16
-        });
+        let Some(index) = self.free.pop() else {
+            self.loans.push(Some(payload));
+            return self.loans.len() as u16;
+        };
         self.loans[usize::from(index)] = Some(payload);
         index + 1
     }
 
     /// Ends a loan.
+    #[inline]
     pub(super) fn take(&mut self, tag: u16) -> Result<Payload, UnknownLoan> {
         let index = tag.wrapping_sub(1);
         let loan = self.loans.get_mut(usize::from(index)).and_then(Option::take).ok_or(UnknownLoan { tag })?;
@@ -188,14 +191,20 @@ impl Borrower {
             return None;
         }
         if self.next == self.tags.len() {
-            self.tags.clear();
-            self.next = 0;
-            self.shared.take(&mut self.tags);
+            self.take_over();
         }
         let tag = *self.tags.get(self.next)?;
         self.next += 1;
         self.out -= 1;
         Some(tag)
+    }
+
+    /// Takes over from the holds what there is to return.
+    #[inline(never)]
+    fn take_over(&mut self) {
+        self.tags.clear();
+        self.next = 0;
+        self.shared.take(&mut self.tags);
     }
 
     /// Whether there is something to return.

@@ -109,6 +109,8 @@ pub struct Lane {
     wants_heap: Option<u64>,
     /// The protocol above takes no messages for the time being.
     held_back: bool,
+    /// The protocol above has looked for a message since the last flush.
+    looked: bool,
     counts: Counts,
 }
 
@@ -138,6 +140,7 @@ impl Lane {
             eased: false,
             wants_heap: None,
             held_back: false,
+            looked: false,
             counts: Counts::default(),
         }
     }
@@ -191,10 +194,11 @@ impl Lane {
     pub fn flush(&mut self) {
         self.follow_news();
         if let Some(session) = &self.session {
-            // Who has lent nothing waits for no return.
-            if session.loans.len() > 0 {
+            // Who has lent nothing waits for no return, and who takes messages takes the returns with them.
+            if session.loans.len() > 0 && !self.looked {
                 self.collect();
             }
+            self.looked = false;
             self.send_returns();
         }
         let has_published = self.ring_peer();

@@ -1,11 +1,13 @@
 //! The receiving side of a lane: what a slot alleges, checked and made a payload.
 
-use crate::addr::Segment;
+use crate::addr::{GlobalAddr, Segment};
 use crate::assignment::Transport;
 use crate::heap::{ArenaBuf, HeapError};
-use crate::message::{self, Frame, Head, INLINE_SEGMENTS, KIND_RESERVED, KIND_RETURNS, LIST_ENTRY_BYTES, Opening};
+use crate::message::{
+    self, Frame, Head, INLINE_SEGMENTS, KIND_RESERVED, KIND_RETURNS, LIST_ENTRY_BYTES, NO_SEGMENT, Opening,
+};
 use crate::payload::{Hold, MAX_SEGMENTS, Payload};
-use crate::ring::Words;
+use crate::ring::{Words, split};
 use crate::window::AddressError;
 
 use super::loan::{TooManyLoans, UnknownLoan};
@@ -60,6 +62,7 @@ impl Lane {
     /// while one is waiting.
     #[inline]
     pub fn recv(&mut self) -> Option<Result<(Head, Payload), Refusal>> {
+        self.looked = true;
         if self.backlog.is_empty()
             && self.is_at_ease()
             && let Some(session) = &mut self.session
@@ -85,7 +88,10 @@ impl Lane {
         if !self.changes.is_empty() {
             return None;
         }
-        let next = self.backlog.pop_front().or_else(|| self.pop())?;
+        let next = match self.backlog.pop_front() {
+            Some(next) => next,
+            None => self.pop()?,
+        };
         if self.setup.transport == Transport::Pointer {
             return Some(next);
         }
@@ -101,6 +107,8 @@ impl Lane {
             Err(CopyError::Heap(HeapError::Exhausted { wanted, used, capacity })) if wanted <= capacity => {
                 self.backlog.push_front(Ok((head, payload)));
                 self.wants_heap = Some(used);
+                // What is behind it has to be looked at all the same.
+                self.looked = false;
                 None
             }
             Err(CopyError::Heap(error)) => Some(Err(Refusal { head, error: error.into() })),
@@ -120,7 +128,44 @@ impl Lane {
     }
 
     /// The next message off the ring; returns of loans take effect on the way.
+    #[inline]
     fn pop(&mut self) -> Option<Result<(Head, Payload), Refusal>> {
+        let session = self.session.as_mut().filter(|session| session.is_up)?;
+        let next = session.rx.arrived()?;
+        let opening = Opening::of(next.pair(0));
+        if !opening.is_simple() || opening.loan() != 0 && !session.returns.has_room() {
+            return self.pop_any();
+        }
+        // Each pair is read once: what is checked is what is used.
+        let head = opening.head(next.pair(1), next.pair(2));
+        let segment = match opening.loan() {
+            0 => NO_SEGMENT,
+            _ => Segment::new(GlobalAddr::from_bits(next.pair(3)), split(next.pair(4)).0),
+        };
+        next.take();
+        if session.rx.owes_credit() {
+            session.publish_credit();
+        }
+        if opening.returned() != 0 {
+            self.eased = true;
+            if let Err(error) = session.end_loan(opening.returned(), &mut self.counts.returned) {
+                self.break_session(&error);
+                return None;
+            }
+        }
+        if opening.loan() == 0 {
+            return Some(Ok((head, Payload::new())));
+        }
+        let hold = session.returns.borrow(opening.loan());
+        match self.setup.memory.check(segment) {
+            Ok(()) => Some(Ok((head, Payload::held(segment, hold)))),
+            Err(error) => Some(Err(refuse(&self.setup.memory, session, head, error.into()))),
+        }
+    }
+
+    /// As [`Lane::pop`], for messages of all kinds.
+    #[inline(never)]
+    fn pop_any(&mut self) -> Option<Result<(Head, Payload), Refusal>> {
         loop {
             let session = self.session.as_mut().filter(|session| session.is_up)?;
             let next = session.rx.arrived()?;

@@ -1,11 +1,13 @@
 //! The sending side of a lane: a payload is put on loan and named in a slot.
 
+use super::session::Session;
 use super::{Lane, SendError};
 use crate::assignment::Transport;
 use crate::heap::HeapError;
 use crate::memory::{CopyError, Memory};
 use crate::message::{self, Frame, Head, INLINE_SEGMENTS, KIND_RESERVED, LIST_ENTRY_BYTES, NO_SEGMENT, Opening};
 use crate::payload::{MAX_SEGMENTS, Payload};
+use crate::ring::join;
 
 /// What stands against sending.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +66,10 @@ impl Lane {
     /// Publishes any message, or says what stands against it.
     #[inline(never)]
     fn send_any(&mut self, opening: Opening, args: u64, more_args: u64, payload: Payload) -> Result<(), SendError> {
+        if self.has_simple_way(opening, &payload) {
+            self.send_simple(opening, args, more_args, payload);
+            return Ok(());
+        }
         let head = opening.head(args, more_args);
         if let Some(obstacle) = self.obstacle(head.kind, payload.parts().len()) {
             return Err(obstacle.met_by(head.kind, payload));
@@ -74,6 +80,30 @@ impl Lane {
         }
         self.publish(frame);
         Ok(())
+    }
+
+    /// Whether [`Lane::send_simple`] can publish this now.
+    #[inline]
+    fn has_simple_way(&self, opening: Opening, payload: &Payload) -> bool {
+        let has_room = |session: &Session| session.tx.room() > 0 && session.loans.has_room();
+        let is_simple = payload.is_empty() || payload.only().is_some();
+        is_simple && opening.is_plain() && self.is_at_ease() && self.session.as_ref().is_some_and(has_room)
+    }
+
+    /// Publishes a message with at most one segment, and a return if one is due: without a frame in memory.
+    #[inline]
+    fn send_simple(&mut self, opening: Opening, args: u64, more_args: u64, payload: Payload) {
+        let Some(session) = self.session.as_mut() else { return };
+        let returned = session.returns.take().unwrap_or(0);
+        self.wants_room = false;
+        let Some(segment) = payload.only().map(|part| part.segment) else {
+            session.tx.publish([opening.with(0, returned).bits(), args, more_args], 0);
+            return;
+        };
+        let opening = opening.with(session.loans.give(payload), returned);
+        self.counts.given += 1;
+        let pairs = [opening.bits(), args, more_args, segment.addr.bits(), join(segment.len, 0)];
+        session.tx.publish(pairs, 0);
     }
 
     /// What stands against sending a message of this kind with so many segments now. (Decided before the payload is

@@ -397,6 +397,23 @@ fn messages_that_are_held_back_keep_nobody_awake() {
 }
 
 #[test]
+fn a_flush_takes_returns_for_who_takes_no_messages() {
+    let (mut a, mut b) = lane_pair(8, Transport::Pointer);
+    a.send(head(1), bytes(a.memory(), b"lent")).unwrap();
+    assert_eq!(received(&mut b).0, head(1));
+    b.send(head(2), Payload::new()).unwrap();
+    assert!(a.recv().is_some() && a.loans() == 0, "the return came with the message");
+    a.send(head(3), bytes(a.memory(), b"lent")).unwrap();
+    assert_eq!(received(&mut b).0, head(3));
+    b.send(head(4), Payload::new()).unwrap();
+    a.flush();
+    assert_eq!(a.loans(), 1, "it has looked for messages, and will again");
+    a.flush();
+    assert_eq!(a.loans(), 0, "it has not looked since");
+    assert_eq!(received(&mut a).0, head(4), "the message waits for it");
+}
+
+#[test]
 fn what_can_never_be_copied_is_an_error_at_once() {
     let (mut a, _b) = lane_pair(8, Transport::Copying);
     let part = bytes(a.memory(), &[0; 1 << 20]);

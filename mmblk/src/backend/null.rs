@@ -44,7 +44,11 @@ impl NullQueue {
             // The buffer has as many bytes as the longest request that passes the check.
             BlockOp::Read { len, .. } => self.zeros.slice(0, (*len).into()).ok_or(BlockError::NoBuffer),
             BlockOp::Write { data, .. } => {
-                self.memory.translate_all(data).map_err(|e| BlockError::Address(e.to_string()))?;
+                let checked = data.segments().try_for_each(|segment| self.memory.check(segment));
+                checked.map_err(|error| {
+                    self.memory.stats().refusals.add(1);
+                    BlockError::Address(error.to_string())
+                })?;
                 Ok(Payload::new())
             }
             BlockOp::Extents { len, .. } => extents::write(&[Extent { len: *len, hole: true }], &self.memory),

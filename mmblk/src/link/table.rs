@@ -61,6 +61,18 @@ impl Table {
         self.places.get_mut(usize::from(index))?.1.take()
     }
 
+    /// The same, if the peer has it.
+    pub(super) fn remove_sent(&mut self, wire: u32) -> Option<Pending> {
+        let index = wire as u16;
+        let (generation, place) = self.places.get_mut(usize::from(index))?;
+        if u32::from(*generation) != wire >> 16 {
+            return None;
+        }
+        let pending = place.take_if(|pending| pending.sent)?;
+        self.free.push(index);
+        Some(pending)
+    }
+
     /// Marks all requests as not sent. Returns their ids in the order of their submission.
     pub(super) fn recall(&mut self) -> Vec<u32> {
         let mut all = Vec::with_capacity(self.len());
@@ -91,6 +103,19 @@ mod tests {
             assert!(table.remove(wrong).is_none());
         }
         assert_eq!(table.len(), 1);
+    }
+
+    #[test]
+    fn only_what_the_peer_has_can_be_answered() {
+        let mut table = Table::new(2);
+        let (a, b) = (table.insert(1, BlockOp::Flush).unwrap(), table.insert(2, BlockOp::Flush).unwrap());
+        assert!(table.remove_sent(a).is_none() && table.len() == 2, "it is not sent");
+        table.get_mut(a).unwrap().sent = true;
+        for wrong in [b, a ^ 1 << 16, a ^ 2, u32::MAX] {
+            assert!(table.remove_sent(wrong).is_none());
+        }
+        assert_eq!(table.remove_sent(a).map(|pending| pending.id), Some(1));
+        assert!(table.remove_sent(a).is_none() && table.len() == 1, "once");
     }
 
     #[test]

@@ -19,6 +19,8 @@ use crate::alarm::Alarm;
 #[derive(Debug)]
 pub(super) struct Account {
     limits: Limits,
+    /// The lanes' queues together take more requests than the front end may have; else nobody has to count them.
+    counts_requests: bool,
     /// Requests that the device has.
     requests: AtomicU32,
     /// Bytes of the heap that reads hold.
@@ -46,13 +48,16 @@ pub(super) struct Lent {
 }
 
 impl Account {
+    /// The account for so many lanes, whose queues take so many requests together.
+    ///
     /// # Errors
     /// The kernel's, if there is no descriptor left.
-    pub(super) fn new(limits: Limits, lanes: usize) -> io::Result<Arc<Self>> {
+    pub(super) fn new(limits: Limits, lanes: usize, depths: u64) -> io::Result<Arc<Self>> {
         let state = || Ok(LaneState { user: AtomicU64::new(0), alarm: Arc::new(Alarm::new()?) });
         let lanes = (0..lanes).map(|_| state()).collect::<io::Result<_>>()?;
         let (requests, lent, leftover) = (AtomicU32::new(0), AtomicU64::new(0), AtomicUsize::new(0));
-        Ok(Arc::new(Self { limits, requests, lent, leftover, lanes, wanted: AtomicBool::new(false) }))
+        let (wanted, counts_requests) = (AtomicBool::new(false), depths > u64::from(limits.requests));
+        Ok(Arc::new(Self { limits, counts_requests, requests, lent, leftover, lanes, wanted }))
     }
 
     pub(super) fn limits(&self) -> &Limits {
@@ -66,7 +71,7 @@ impl Account {
 
     /// Whether the device may have another request.
     pub(super) fn has_request(&self) -> bool {
-        self.requests.load(SeqCst) < self.limits.requests
+        !self.counts_requests || self.requests.load(SeqCst) < self.limits.requests
     }
 
     /// Whether a read of `len` bytes may have its buffer.
@@ -76,13 +81,16 @@ impl Account {
 
     /// Enters a request, if there is room for it.
     pub(super) fn take_request(&self) -> bool {
-        self.requests.fetch_update(SeqCst, SeqCst, |now| (now < self.limits.requests).then_some(now + 1)).is_ok()
+        let more = |now: u32| (now < self.limits.requests).then_some(now + 1);
+        !self.counts_requests || self.requests.fetch_update(SeqCst, SeqCst, more).is_ok()
     }
 
-    /// A request has ended, or was not begun after all.
-    pub(super) fn return_request(&self) {
-        self.requests.fetch_sub(1, SeqCst);
-        self.call();
+    /// So many requests have ended, or were not begun after all.
+    pub(super) fn return_requests(&self, count: u32) {
+        if self.counts_requests && count > 0 {
+            self.requests.fetch_sub(count, SeqCst);
+            self.call();
+        }
     }
 
     /// Enters a read of `len` bytes, if there is room for it.
@@ -146,6 +154,9 @@ impl Account {
 impl Lent {
     /// The data of a read, which holds its bytes of the account from now on.
     pub(super) fn attach(self, data: &Payload) -> Payload {
+        if let [part] = data.parts() {
+            return Payload::held(part.segment, Arc::new((part.hold.clone(), self)));
+        }
         let lent = Arc::new(self);
         let mut all = Payload::new();
         for part in data.parts() {

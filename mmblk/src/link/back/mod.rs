@@ -100,6 +100,12 @@ pub struct BackEnd<Q> {
     waiting: VecDeque<Waiting>,
     /// Answers that the lane has not taken yet, in order.
     answers: VecDeque<(Head, Payload)>,
+    /// The queue's depth, which never changes.
+    depth: usize,
+    /// The queue's block size, which never changes.
+    block: u64,
+    /// The queue has been given requests that have not been flushed.
+    unflushed: bool,
 }
 
 impl<Q: BlockQueue> BackEnd<Q> {
@@ -109,7 +115,7 @@ impl<Q: BlockQueue> BackEnd<Q> {
     /// # Errors
     /// The kernel's, if there is no descriptor left.
     pub fn new(lane: Lane, queue: Q) -> io::Result<Self> {
-        let share = Share::alone(Limits::NONE)?;
+        let share = Share::alone(Limits::NONE, queue.geometry().depth.into())?;
         Ok(Self::with(lane, queue, share))
     }
 
@@ -118,7 +124,8 @@ impl<Q: BlockQueue> BackEnd<Q> {
     /// # Errors
     /// [`ServeError`] if the limits make no sense, or there is no descriptor left.
     pub fn group(lanes: Vec<(Lane, Q)>, limits: Limits) -> Result<Vec<Self>, ServeError> {
-        let account = Account::new(limits.checked()?, lanes.len())?;
+        let most: u64 = lanes.iter().map(|(_, queue)| u64::from(queue.geometry().depth)).sum();
+        let account = Account::new(limits.checked()?, lanes.len(), most)?;
         let shares = Share::of_all(&account);
         Ok(lanes.into_iter().zip(shares).map(|((lane, queue), share)| Self::with(lane, queue, share)).collect())
     }
@@ -128,9 +135,13 @@ impl<Q: BlockQueue> BackEnd<Q> {
         if let Some(peer) = lane.peer() {
             share.came(peer);
         }
+        let Geometry { depth, block, .. } = queue.geometry();
         Self {
             lane,
             queue,
+            depth: depth as usize,
+            block: block.into(),
+            unflushed: false,
             session: 0,
             known: false,
             news: false,
@@ -214,8 +225,7 @@ impl<Q: BlockQueue> BackEnd<Q> {
 
     /// Whether another request can be taken.
     fn has_room(&self) -> bool {
-        let depth = self.queue.geometry().depth as usize;
-        self.waiting.len() < depth && self.answers.len() < 2 * depth
+        self.waiting.len() < self.depth && self.answers.len() < 2 * self.depth
     }
 
     fn take(&mut self, head: &Head, data: Payload) {
@@ -226,7 +236,7 @@ impl<Q: BlockQueue> BackEnd<Q> {
             _ if !data.is_empty() => Err(form(head)),
             _ => Ok(request),
         });
-        let block = u64::from(self.queue.geometry().block);
+        let block = self.block;
         let op = match request {
             Ok(Request::Identify { version: VERSION }) => {
                 self.known = true;
@@ -257,41 +267,56 @@ impl<Q: BlockQueue> BackEnd<Q> {
                 return self.answer(id, Answer::Failed(Failure::Protocol));
             }
         };
-        self.waiting.push_back(Waiting { wire: id, op, since: None });
+        // Mostly nothing waits, and what has come can go on at once.
+        if self.waiting.is_empty() && self.share.may_serve() {
+            if let Some(waiting) = self.begin(id, op, None) {
+                self.waiting.push_back(waiting);
+            }
+        } else {
+            self.waiting.push_back(Waiting { wire: id, op, since: None });
+        }
     }
 
     fn submit_waiting(&mut self) -> bool {
-        let mut any = false;
-        while self.share.may_serve()
+        let mut any = std::mem::take(&mut self.unflushed);
+        while !self.waiting.is_empty()
+            && self.share.may_serve()
             && let Some(Waiting { wire, op, since }) = self.waiting.pop_front()
         {
-            let lent = match self.admit(&op, since) {
-                Ok(lent) => lent,
-                Err(Refused::Wait) => {
-                    self.waiting.push_front(Waiting { wire, op, since });
-                    self.stamp_waiting();
-                    break;
-                }
-                Err(Refused::NoBuffer) => {
-                    self.answer(wire, Answer::Failed(Failure::NoBuffer));
-                    any = true;
-                    continue;
-                }
-            };
-            let id = self.flights.insert(Flight { wire, session: self.session, lent });
-            if let Err(busy) = self.queue.submit(id, op) {
-                drop(self.flights.remove(id));
-                self.share.return_request();
-                self.waiting.push_front(Waiting { wire, op: busy.0, since });
+            if let Some(waiting) = self.begin(wire, op, since) {
+                self.waiting.push_front(waiting);
+                self.stamp_waiting();
                 break;
             }
-            self.in_flight += 1;
             any = true;
         }
         if any {
+            self.unflushed = false;
             self.queue.flush_submissions();
         }
         any
+    }
+
+    /// Gives a request to the queue, or answers that there is no buffer. Returns it if it has to wait for now.
+    #[inline]
+    fn begin(&mut self, wire: u32, op: BlockOp, since: Option<Instant>) -> Option<Waiting> {
+        let lent = match self.admit(&op, since) {
+            Ok(lent) => lent,
+            Err(Refused::Wait) => return Some(Waiting { wire, op, since }),
+            Err(Refused::NoBuffer) => {
+                self.answer(wire, Answer::Failed(Failure::NoBuffer));
+                return None;
+            }
+        };
+        let id = self.flights.insert(Flight { wire, session: self.session, lent });
+        if let Err(busy) = self.queue.submit(id, op) {
+            drop(self.flights.remove(id));
+            self.share.return_requests(1);
+            return Some(Waiting { wire, op: busy.0, since });
+        }
+        self.in_flight += 1;
+        self.unflushed = true;
+        None
     }
 
     /// Says of all that wait since when they do. Those that came first have been told already.
@@ -333,12 +358,12 @@ impl<Q: BlockQueue> BackEnd<Q> {
     }
 
     fn take_completions(&mut self) -> bool {
-        let mut any = false;
+        let (mut any, mut ended) = (false, 0);
         while let Some(BlockCompletion { id, result }) = self.queue.poll() {
             any = true;
             // A queue that ends what it was not given is a bug of ours, and nobody waits for that.
             let Some(Flight { wire, session, lent }) = self.flights.remove(id) else { continue };
-            self.share.return_request();
+            ended += 1;
             if session != self.session {
                 // Of a session that is over: dropped, and with it the buffer.
                 drop(result);
@@ -362,6 +387,9 @@ impl<Q: BlockQueue> BackEnd<Q> {
                 }
             }
         }
+        // All at once, and before the answers: while a slot's cache line is on its way, an addition that other threads
+        // have to see waits for it.
+        self.share.return_requests(ended);
         any
     }
 

@@ -45,12 +45,12 @@ impl Share {
         alarms.map(|(lane, alarm)| Self::new(account.clone(), lane, alarm)).collect()
     }
 
-    /// The share of a lane that is its front end's only one.
+    /// The share of a lane that is its front end's only one, and whose queue is so deep.
     ///
     /// # Errors
     /// The kernel's, if there is no descriptor left.
-    pub(super) fn alone(limits: Limits) -> io::Result<Self> {
-        let account = Account::new(limits, 0)?;
+    pub(super) fn alone(limits: Limits, depth: u64) -> io::Result<Self> {
+        let account = Account::new(limits, 0, depth)?;
         Ok(Self::new(account, 0, Arc::new(Alarm::new()?)))
     }
 
@@ -77,6 +77,7 @@ impl Share {
     }
 
     /// Whether the present user may be served.
+    #[inline]
     pub(super) fn may_serve(&mut self) -> bool {
         self.is_cleared = self.is_cleared || self.user.is_some_and(|user| self.account.may_serve(user));
         self.is_cleared
@@ -90,8 +91,8 @@ impl Share {
         self.account.take_request()
     }
 
-    pub(super) fn return_request(&self) {
-        self.account.return_request();
+    pub(super) fn return_requests(&self, count: u32) {
+        self.account.return_requests(count);
     }
 
     pub(super) fn lend(&self, len: u64) -> Option<Lent> {
