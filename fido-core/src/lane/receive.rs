@@ -88,14 +88,15 @@ impl Lane {
         if !self.changes.is_empty() {
             return None;
         }
-        let next = match self.backlog.pop_front() {
-            Some(next) => next,
-            None => self.pop()?,
-        };
-        if self.setup.transport == Transport::Pointer {
-            return Some(next);
+        match (self.setup.transport, self.backlog.pop_front()) {
+            // Handed on where it is made: a message is not copied from one function's frame to the next one's.
+            (Transport::Pointer, None) => self.pop(),
+            (Transport::Pointer, next) => next,
+            (Transport::Copying, next) => {
+                let next = next.or_else(|| self.pop())?;
+                self.copy_out(next)
+            }
         }
-        self.copy_out(next)
     }
 
     /// The copying transport's second copy, into a buffer of our own; the loan ends here.
