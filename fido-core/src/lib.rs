@@ -69,15 +69,18 @@
 #![cfg_attr(loom, allow(dead_code, reason = "only the models use the protocols under loom"))]
 
 pub mod addr;
+pub mod alarm;
 pub mod arena;
 pub mod assignment;
 pub mod bell;
 mod clock;
 pub mod crew;
+pub mod dice;
 #[cfg(not(loom))]
 pub mod foreign;
 pub mod heap;
 pub mod heritage;
+pub mod later;
 pub mod memory;
 mod migrate;
 pub mod packets;

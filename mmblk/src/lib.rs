@@ -5,7 +5,6 @@
 //! [`device`] opens what a text describes, and [`component`] is what the program `mmblk-disk` is made of. [`blocking`] is a
 //! simple face on any queue for callers that do one thing at a time.
 
-mod alarm;
 pub mod backend;
 pub mod blocking;
 pub mod component;

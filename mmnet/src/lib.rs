@@ -2,6 +2,7 @@
 
 pub mod component;
 pub mod frame;
+pub mod layer;
 pub mod phy;
 pub mod relay;
 pub mod stream;

@@ -9,10 +9,10 @@ use fido_core::foreign::Landing;
 use fido_core::wait::{PeerView, Source, WakeId};
 
 use super::Kind;
-use super::dice::Dice;
-use super::later::Later;
 use crate::queue::{BlockCompletion, BlockOp, BlockQueue, Busy, Features, Geometry};
 use crate::slab::Slab;
+use fido_core::dice::Dice;
+use fido_core::later::Later;
 
 /// A time from `least` to `most`, each as likely as the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -17,11 +17,11 @@ use fido_core::wait::{PeerView, Source, WakeId};
 
 use super::Kind;
 use super::delay::Spread;
-use super::dice::Dice;
-use super::later::Later;
 use crate::finished::Finished;
 use crate::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Features, Geometry};
 use crate::slab::Slab;
+use fido_core::dice::Dice;
+use fido_core::later::Later;
 
 /// What a dead device answers: EIO.
 const DEAD: BlockError = BlockError::Io { errno: libc::EIO };

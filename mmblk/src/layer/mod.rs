@@ -12,9 +12,7 @@
 //! what they share (counts, a dead device) is a handle that clones.
 
 pub mod delay;
-mod dice;
 pub mod fault;
-mod later;
 pub mod shared;
 pub mod trace;
 

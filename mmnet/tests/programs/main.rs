@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod connections;
+mod peer;
 mod rig;
 mod switch;
 mod wire;

@@ -98,6 +98,11 @@ impl Space {
 
     /// What a domain of the manifest needs to run the TAP component in it.
     pub fn domain(&self, name: &str) -> String {
+        self.domain_with(name, "")
+    }
+
+    /// The same with further settings.
+    pub fn domain_with(&self, name: &str, settings: &str) -> String {
         format!(
             r#"
             [domain.{name}]
@@ -107,6 +112,7 @@ impl Space {
             restart-delay = "1ms"
             restart-limit = 1000
             params.device = "tap0"
+            {settings}
             "#,
             self.name,
             env!("CARGO_BIN_EXE_mmnet-tap"),

@@ -13,7 +13,7 @@ use fido_core::addr::DomainId;
 use fido_core::payload::{Hold, Payload};
 
 use super::limits::Limits;
-use crate::alarm::Alarm;
+use fido_core::alarm::Alarm;
 
 /// The account of one front end.
 #[derive(Debug)]

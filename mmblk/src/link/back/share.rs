@@ -10,7 +10,7 @@ use fido_core::wait::{Source, WakeId};
 
 use super::account::{Account, Lent};
 use super::limits::Limits;
-use crate::alarm::Alarm;
+use fido_core::alarm::Alarm;
 
 /// One lane of a front end. As a source it is ready when what was refused may be had.
 #[derive(Debug)]

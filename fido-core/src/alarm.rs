@@ -4,19 +4,19 @@
 //! that is set just then: whoever sets one looks again at what would have been rung for, as [`Source`] has it anyway
 //! (`arm`, then `ready`).
 //!
-//! [`Source`]: fido_core::wait::Source
+//! [`Source`]: crate::wait::Source
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use fido_core::wait::WakeId;
+use crate::wait::WakeId;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 /// An alarm. Its descriptor is readable from the moment on that was set or rung until [`Alarm::reset`].
 #[derive(Debug)]
-pub(crate) struct Alarm {
+pub struct Alarm {
     timer: OwnedFd,
     id: WakeId,
     /// It has been set or rung since it was last reset.
@@ -24,25 +24,28 @@ pub(crate) struct Alarm {
 }
 
 impl Alarm {
+    /// One that is not set.
+    ///
     /// # Errors
     /// The kernel's, if there is no descriptor left.
-    pub(crate) fn new() -> io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
         Ok(Self { timer, id: WakeId::unique(), is_set: AtomicBool::new(false) })
     }
 
-    pub(crate) fn id(&self) -> WakeId {
+    /// For [`crate::wait::Source::wake_id`].
+    pub fn id(&self) -> WakeId {
         self.id
     }
 
     /// Goes off now.
-    pub(crate) fn ring(&self) {
+    pub fn ring(&self) {
         self.set_in(Duration::ZERO);
     }
 
     /// Goes off at `moment`, or now if that is over. Replaces what was set before.
-    pub(crate) fn set(&self, moment: Instant) {
+    pub fn set(&self, moment: Instant) {
         self.set_in(moment.saturating_duration_since(Instant::now()));
     }
 
@@ -55,7 +58,7 @@ impl Alarm {
     }
 
     /// Neither set nor rung any more. Costs nothing if it was not.
-    pub(crate) fn reset(&self) {
+    pub fn reset(&self) {
         if self.is_set.swap(false, Ordering::Relaxed) {
             self.set_timer(Timespec { tv_sec: 0, tv_nsec: 0 });
         }

@@ -6,14 +6,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-use fido_core::wait::{Source, WakeId};
+use crate::wait::{Source, WakeId};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 use crate::alarm::Alarm;
 
 /// Things with a moment each, and what to sleep on until the first of them.
 #[derive(Debug)]
-pub(super) struct Later<T> {
+pub struct Later<T> {
     /// The first on top; of equal moments the one that came first.
     heap: BinaryHeap<Entry<T>>,
     count: u64,
@@ -50,11 +50,11 @@ impl<T> Ord for Entry<T> {
 }
 
 impl<T> Later<T> {
-    /// For a layer around `queue`.
+    /// For a layer around `queue`: a block queue, a frame port, whatever is waited for.
     ///
     /// # Errors
     /// The kernel's, if there is no descriptor left.
-    pub(super) fn around(queue: &impl Source) -> io::Result<Self> {
+    pub fn around(queue: &impl Source) -> io::Result<Self> {
         let alarm = Alarm::new()?;
         let both = epoll::create(CreateFlags::CLOEXEC)?;
         let edge = if queue.edge_triggered() { EventFlags::ET } else { EventFlags::empty() };
@@ -63,13 +63,14 @@ impl<T> Later<T> {
         Ok(Self { heap: BinaryHeap::new(), count: 0, alarm, both, id: WakeId::unique() })
     }
 
-    pub(super) fn push(&mut self, moment: Instant, thing: T) {
+    /// Adds something to be done at `moment`.
+    pub fn push(&mut self, moment: Instant, thing: T) {
         self.count += 1;
         self.heap.push(Entry { key: Reverse((moment, self.count)), thing });
     }
 
     /// Takes the first thing whose moment has come.
-    pub(super) fn pop(&mut self) -> Option<T> {
+    pub fn pop(&mut self) -> Option<T> {
         if !self.is_due() {
             return None;
         }
@@ -77,12 +78,23 @@ impl<T> Later<T> {
     }
 
     /// Whether the moment of anything has come.
-    pub(super) fn is_due(&self) -> bool {
+    pub fn is_due(&self) -> bool {
         self.first().is_some_and(|moment| moment <= Instant::now())
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// How many things there are.
+    pub fn len(&self) -> usize {
         self.heap.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.heap.is_empty()
+    }
+
+    /// Drops all things of which `keep` says no.
+    pub fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
+        self.heap.retain(|entry| keep(&entry.thing));
     }
 
     fn first(&self) -> Option<Instant> {
@@ -90,24 +102,24 @@ impl<T> Later<T> {
     }
 
     /// For [`Source::wake_fd`].
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+    pub fn fd(&self) -> BorrowedFd<'_> {
         self.both.as_fd()
     }
 
     /// For [`Source::wake_id`].
-    pub(super) fn id(&self) -> WakeId {
+    pub fn id(&self) -> WakeId {
         self.id
     }
 
     /// For [`Source::arm`], beside the queue's.
-    pub(super) fn arm(&self) {
+    pub fn arm(&self) {
         if let Some(moment) = self.first() {
             self.alarm.set(moment);
         }
     }
 
     /// For [`Source::disarm`], after the queue's.
-    pub(super) fn disarm(&self) {
+    pub fn disarm(&self) {
         self.alarm.reset();
         // What is watched edge-triggered stays in the set until it is taken out.
         let mut events = [const { std::mem::MaybeUninit::uninit() }; 2];

@@ -2,10 +2,11 @@
 
 /// A source of choices: SplitMix64, after Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
 #[derive(Debug, Clone)]
-pub(super) struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
-    pub(super) fn new(seed: u64) -> Self {
+    /// The choices of this seed.
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -18,13 +19,13 @@ impl Dice {
     }
 
     /// A number from 0 to `most`, each as likely as the others (but for less than one in 2^32 if `most` is below that).
-    pub(super) fn roll(&mut self, most: u64) -> u64 {
+    pub fn roll(&mut self, most: u64) -> u64 {
         let wide = u128::from(self.next()) * (u128::from(most) + 1);
         (wide >> 64) as u64
     }
 
     /// Whether something comes about that does so `millionths` times in a million.
-    pub(super) fn happens(&mut self, millionths: u32) -> bool {
+    pub fn happens(&mut self, millionths: u32) -> bool {
         self.roll(999_999) < millionths.into()
     }
 }
