@@ -42,6 +42,12 @@ fn every_table_of_the_benchmark_of_networks_is_filled() {
             has_number(&format!("udp-rr,1 KiB,{way},us,"));
         }
     }
+    has_number("frames,one lane,median,M/s,");
+    if !out.contains("\n* veth: ") {
+        has_number("tcp-stream,64 B,veth,Gb/s,");
+        has_number("udp-rr,64 KiB,veth,us,");
+    }
+    assert!(!csv.contains("programs,"), "only when asked for: {csv}");
     // What a model of one copy in and one out copies, and what is lent.
     assert!(csv.contains("\ncopies,XenLoop,TCP_STREAM,,2\n"), "{csv}");
     assert!(csv.contains("\ncopies,MMNet stream,TCP_STREAM,,0\n"), "{csv}");

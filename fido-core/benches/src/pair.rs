@@ -18,7 +18,7 @@ use crate::other_side::{Control, Part, Partner, Program};
 use crate::ring::{begin, domain, spin};
 
 /// The bytes of each side's arena.
-pub const ARENA_BYTES: u64 = 64 << 20;
+const ARENA_BYTES: u64 = 64 << 20;
 /// The leading side's slot.
 const LEADER: u16 = 1;
 /// The other side's slot.
@@ -37,6 +37,17 @@ pub struct Pair {
     lanes: Vec<Lane>,
     events: Vec<Events>,
     _window: Arc<Window>,
+}
+
+/// The memory of a domain that has no lanes.
+///
+/// # Errors
+/// If there is none.
+pub fn memory() -> Result<Memory, Failure> {
+    let id = domain(LEADER)?;
+    let (_, raw) = host::create("bench", id, ARENA_BYTES)?;
+    // SAFETY: fresh memory from the platform, which nobody can write but through this arena.
+    Ok(Memory::new(unsafe { OwnArena::format(raw, id, &[])? }, Arc::default()))
 }
 
 impl Pair {

@@ -1,14 +1,10 @@
 //! Who serves the lanes of a pair of processes.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use fido_core::arena::OwnArena;
 use fido_core::assignment::WaitStrategy;
 use fido_core::lane::Lane;
-use fido_core::memory::Memory;
-use fido_core::platform::host::memory as host;
 use fido_core::waiter::Waiter;
 use mmblk::device::{BoxQueue, Device, open_text};
 use mmblk::link::back::BackEnd;
@@ -20,9 +16,8 @@ use crate::Failure;
 use crate::machine::process_time;
 use crate::notified::Events;
 use crate::other_side::Control;
-pub use crate::pair::Pair;
-use crate::pair::{ARENA_BYTES, FOLLOWER};
-use crate::ring::domain;
+use crate::pair::FOLLOWER;
+pub use crate::pair::{Pair, memory};
 
 /// The most jobs: so many lanes.
 pub const JOBS: usize = 2;
@@ -62,14 +57,6 @@ impl From<Shape> for Geometry {
     fn from(Shape { bytes, block, depth }: Shape) -> Self {
         Self { bytes, block, depth }
     }
-}
-
-/// The memory of a domain that has no lanes.
-pub fn memory() -> Result<Memory, Failure> {
-    let id = domain(1)?;
-    let (_, raw) = host::create("bench", id, ARENA_BYTES)?;
-    // SAFETY: fresh memory from the platform, which nobody can write but through this arena.
-    Ok(Memory::new(unsafe { OwnArena::format(raw, id, &[])? }, Arc::default()))
 }
 
 /// The serving side.

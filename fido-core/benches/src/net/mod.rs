@@ -5,11 +5,15 @@
 //! No side is bound to a core.
 
 mod carriers;
+mod frames;
 mod kernel;
 mod messages;
 mod netperf;
+mod programs;
+mod spaces;
 mod stack;
 mod tables;
+mod veth;
 mod way;
 
 use std::net::SocketAddr;
@@ -47,11 +51,28 @@ pub struct Options {
     #[arg(long)]
     pub quick: bool,
     /// Plays only this test (may be given more than once).
-    #[arg(long, value_name = "TEST", value_parser = PossibleValuesParser::new(TESTS.map(Test::name)))]
+    #[arg(long, value_name = "TEST", value_parser = PossibleValuesParser::new(names()))]
     pub only: Vec<String>,
     /// Where the results go.
     #[command(flatten)]
     pub output: Output,
+}
+
+/// The bare frames over a link, and the real programs over TAP devices.
+const FRAMES: &str = "FRAMES";
+const PROGRAMS: &str = "PROGRAMS";
+/// The frames whose number counts: the least that Ethernet has.
+const SMALL_FRAME: usize = 64;
+
+/// The names of all tests.
+fn names() -> impl Iterator<Item = &'static str> {
+    TESTS.map(Test::name).into_iter().chain([FRAMES, PROGRAMS])
+}
+
+impl Options {
+    fn asks_for(&self, test: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == test)
+    }
 }
 
 /// What the two sides say to each other.
@@ -59,6 +80,12 @@ pub struct Options {
 enum Say {
     /// From the leading side: be ready for tests by that way.
     Begin(Way),
+    /// From the leading side: join a TAP device in that namespace to the lane.
+    Wire { space: String },
+    /// From the other side: this process is in a network namespace of its own.
+    Apart { process: u32 },
+    /// From the leading side: an end of a veth pair is there.
+    Joined,
     /// Where sockets are.
     Addresses { tcp: Option<SocketAddr>, udp: SocketAddr },
     /// From the leading side: play this.
@@ -107,42 +134,65 @@ struct Measured {
 /// If a side fails or a file cannot be written.
 pub fn run(options: &Options, program: &Program<'_>) -> Result<(), Failure> {
     let machine = Machine::here(None);
-    let mut measured = nothing_yet(options)?;
+    let no_veth = spaces::absent();
+    let mut measured = nothing_yet(options, no_veth.is_none())?;
     let time = Duration::from_millis(if options.quick { 5 } else { 200 });
     for round in 1..=options.rounds {
         eprintln!("round {round} of {} ...", options.rounds);
-        for way in WAYS {
-            let mine = measured.iter_mut().filter(|measured| measured.way == way);
-            play(way, mine, time, program).map_err(|error| format!("{}: {error}", way.name()))?;
+        for way in WAYS.into_iter().chain([Way::Frames]) {
+            let mine: Vec<_> = measured.iter_mut().filter(|measured| measured.way == way).collect();
+            if !mine.is_empty() {
+                play(way, mine, time, program).map_err(|error| format!("{}: {error}", way.name()))?;
+            }
         }
     }
-    let (tables, targets) = tables::all(&measured, options.rounds);
+    let (mut tables, mut targets) = tables::all(&measured, options.rounds, no_veth.as_deref());
+    // They take seconds each, so a first look is without them unless it is for them.
+    if options.only.iter().any(|only| only == PROGRAMS) || options.only.is_empty() && !options.quick {
+        let (more, aims) = programs::measure(options, program)?;
+        tables.extend(more);
+        targets.extend(aims);
+    }
     Report { machine, tables, targets }.publish(&options.output)
 }
 
 /// A place for the results of every test by every way that can play it.
-fn nothing_yet(options: &Options) -> Result<Vec<Measured>, Failure> {
+fn nothing_yet(options: &Options, has_veth: bool) -> Result<Vec<Measured>, Failure> {
     let mut all = Vec::new();
-    for test in
-        TESTS.into_iter().filter(|test| options.only.is_empty() || options.only.iter().any(|o| o == test.name()))
-    {
+    let mut add = |test, bytes, way| -> Result<(), Failure> {
+        let (times, rates, costs) = (Histogram::new(3)?, Vec::new(), Vec::new());
+        all.push(Measured { test, bytes, way, times, rates, costs, copies: None });
+        Ok(())
+    };
+    for test in TESTS.into_iter().filter(|test| options.asks_for(test.name())) {
         for (bytes, way) in SIZES.into_iter().flat_map(|bytes| WAYS.map(|way| (bytes, way))) {
-            if way.can_play(test) {
-                let (times, rates, costs) = (Histogram::new(3)?, Vec::new(), Vec::new());
-                all.push(Measured { test, bytes, way, times, rates, costs, copies: None });
+            if way.can_play(test) && (has_veth || way != Way::Veth) {
+                add(test, bytes, way)?;
             }
         }
+    }
+    if options.asks_for(FRAMES) {
+        add(Test::UdpStream, SMALL_FRAME, Way::Frames)?;
     }
     Ok(all)
 }
 
 /// One turn of each by the same way, with another side of its own.
-fn play<'a>(
-    way: Way,
-    all: impl Iterator<Item = &'a mut Measured>,
-    time: Duration,
-    program: &Program<'_>,
-) -> Result<(), Failure> {
+fn play(way: Way, all: Vec<&mut Measured>, time: Duration, program: &Program<'_>) -> Result<(), Failure> {
+    if way != Way::Veth {
+        return play_here(way, all, time, program);
+    }
+    // On a thread that nobody needs any more when it has left this namespace.
+    std::thread::scope(|scope| {
+        let apart = scope.spawn(|| {
+            spaces::leave()?;
+            play_here(way, all, time, program)
+        });
+        apart.join().unwrap_or_else(|_| Err("the leading side panicked".into()))
+    })
+}
+
+fn play_here(way: Way, all: Vec<&mut Measured>, time: Duration, program: &Program<'_>) -> Result<(), Failure> {
     let (partner, mut control, mut pair) = Pair::start(program, Part::Net, 1)?;
     control.say(&Say::Begin(way), &[])?;
     let mut side = way.lead(&mut pair, &mut control)?;
@@ -206,7 +256,11 @@ fn hears_over(control: &mut Control) -> Result<bool, Failure> {
 /// The other side's part.
 pub(crate) fn follow(control: &mut Control) -> Result<(), Failure> {
     let mut pair = Pair::meet(control, FOLLOWER, 1)?;
-    let Say::Begin(way) = control.hear()?.0 else { return Err("no way to begin".into()) };
+    let way = match control.hear()?.0 {
+        Say::Begin(way) => way,
+        Say::Wire { space } => return programs::follow(&mut pair, &space, control),
+        other => return Err(format!("the leading side said {other:?}").into()),
+    };
     let mut side = way.follow(&mut pair, control)?;
     loop {
         match control.hear()?.0 {

@@ -10,14 +10,16 @@ const TIMES_LOOPBACK: f64 = 2.0;
 const LARGE: usize = 16 << 10;
 /// How much shorter its transactions are to be.
 const TIMES_FASTER: f64 = 10.0;
+/// Millions of small frames that a lane is to carry each second.
+const MEGA_FRAMES: f64 = 10.0;
 /// What of bytes is a gigabit.
 const GIGABIT: f64 = 125e6;
 
 /// All tables, and the targets.
-pub fn all(measured: &[Measured], rounds: u32) -> (Vec<Table>, Vec<Target>) {
+pub fn all(measured: &[Measured], rounds: u32, no_veth: Option<&str>) -> (Vec<Table>, Vec<Target>) {
     let mut tables = Vec::new();
     for test in TESTS {
-        let of: Vec<&Measured> = measured.iter().filter(|m| m.test == test).collect();
+        let of: Vec<&Measured> = measured.iter().filter(|m| m.test == test && m.way != Way::Frames).collect();
         if of.is_empty() {
             continue;
         }
@@ -32,6 +34,10 @@ pub fn all(measured: &[Measured], rounds: u32) -> (Vec<Table>, Vec<Target>) {
     if !copied.is_empty() {
         tables.push(copies(&copied));
     }
+    if let Some(why) = no_veth {
+        tables.iter_mut().for_each(|table| table.notes.push(format!("veth: {why}")));
+    }
+    tables.extend(measured.iter().find(|m| m.way == Way::Frames).map(|m| frames(m, rounds)));
     (tables, targets(measured))
 }
 
@@ -115,7 +121,7 @@ fn copies(of: &[&Measured]) -> Table {
     for way in WAYS {
         let tests = TESTS.into_iter().filter(|test| test.is_stream());
         let cells: Vec<_> = tests.map(|test| of.iter().find(|m| m.way == way && m.test == test)?.copies).collect();
-        if way == Way::Loop {
+        if matches!(way, Way::Loop | Way::Veth) {
             table.rows.push(Row::absent(way.name(), "the kernel copies in and out: 2"));
         } else {
             table.rows.push(Row::new(way.name(), cells));
@@ -127,6 +133,23 @@ fn copies(of: &[&Measured]) -> Table {
             .into(),
     );
     table
+}
+
+/// Small frames with nothing above the link.
+fn frames(m: &Measured, rounds: u32) -> Table {
+    let title = format!("frames of {} bytes, one way ({rounds} rounds)", m.bytes);
+    let columns = vec![Column::new("median", "M/s", 2), Column::new("CPU", "ns/frame", 1)];
+    let mut table = Table::new("frames", title, columns);
+    let (rate, cost) = (mega_frames(m), median(&m.costs) * m.bytes as f64);
+    let row = Row::new("one lane", vec![Some(rate), Some(cost)]);
+    table.rows.push(Row { raw: Raw::Rounds(m.rates.clone()), ..row });
+    table.notes.push("CPU: of both sides; rounds in the raw data: bytes per second".into());
+    table
+}
+
+/// Millions of frames a second.
+fn mega_frames(m: &Measured) -> f64 {
+    median(&m.rates) / m.bytes as f64 / 1e6
 }
 
 fn targets(measured: &[Measured]) -> Vec<Target> {
@@ -155,6 +178,9 @@ fn targets(measured: &[Measured]) -> Vec<Target> {
         let times = || Some(rate(Test::TcpStream, bytes, Way::MmNet)? / rate(Test::TcpStream, bytes, Way::XenLoop)?);
         aim(format!("TCP_STREAM, {}: MMNet, times XenLoop", size(bytes)), Limit::AtLeast(1.0), times());
     }
+    let frames = measured.iter().find(|m| m.way == Way::Frames);
+    let what = format!("frames of {} bytes over one lane, millions a second", super::SMALL_FRAME);
+    aim(what, Limit::AtLeast(MEGA_FRAMES), frames.map(mega_frames));
     targets
 }
 

@@ -7,10 +7,12 @@ use fido_core::lane::Lane;
 use serde::{Deserialize, Serialize};
 
 use super::carriers::{Fifo, Lending};
+use super::frames::Frames;
 use super::kernel::Sockets;
 use super::messages::Messages;
 use super::netperf::{Side, Test};
 use super::stack::Stack;
+use super::veth;
 use crate::Failure;
 use crate::notified::{Events, Notified};
 use crate::other_side::Control;
@@ -21,6 +23,8 @@ use crate::pair::Pair;
 pub enum Way {
     /// The kernel's loopback.
     Loop,
+    /// A pair of veth devices between two network namespaces.
+    Veth,
     /// The model of netfront and netback.
     NetFront,
     /// The model of XenLoop.
@@ -31,21 +35,26 @@ pub enum Way {
     Stream,
     /// The same, and the receiver reads each byte once.
     StreamRead,
+    /// Bare frames by address.
+    Frames,
 }
 
-/// All of them, in the order of the tables.
-pub const WAYS: [Way; 6] = [Way::Loop, Way::NetFront, Way::XenLoop, Way::MmNet, Way::Stream, Way::StreamRead];
+/// All that play netperf's tests, in the order of the tables.
+pub const WAYS: [Way; 7] =
+    [Way::Loop, Way::Veth, Way::NetFront, Way::XenLoop, Way::MmNet, Way::Stream, Way::StreamRead];
 
 impl Way {
     /// What the tables call it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Loop => "Loop",
+            Self::Veth => "veth",
             Self::NetFront => "NetFront",
             Self::XenLoop => "XenLoop",
             Self::MmNet => "MMNet",
             Self::Stream => "MMNet stream",
             Self::StreamRead => "MMNet stream, read",
+            Self::Frames => "link",
         }
     }
 
@@ -61,7 +70,9 @@ impl Way {
     pub fn lead(self, pair: &mut Pair, control: &mut Control) -> Result<Box<dyn Side>, Failure> {
         match self {
             Self::Loop => Ok(Box::new(Sockets::lead(IpAddr::V4(Ipv4Addr::LOCALHOST), control)?)),
+            Self::Veth => Ok(Box::new(veth::lead(control)?)),
             Self::MmNet => Ok(Box::new(Stack::new(lane(pair)?.0, 1)?)),
+            Self::Frames => Ok(Box::new(Frames::new(lane(pair)?.0)?)),
             _ => self.by_messages(pair),
         }
     }
@@ -73,7 +84,9 @@ impl Way {
     pub fn follow(self, pair: &mut Pair, control: &mut Control) -> Result<Box<dyn Side>, Failure> {
         match self {
             Self::Loop => Ok(Box::new(Sockets::follow(IpAddr::V4(Ipv4Addr::LOCALHOST), control)?)),
+            Self::Veth => Ok(Box::new(veth::follow(control)?)),
             Self::MmNet => Ok(Box::new(Stack::new(lane(pair)?.0, 2)?)),
+            Self::Frames => Ok(Box::new(Frames::new(lane(pair)?.0)?)),
             _ => self.by_messages(pair),
         }
     }
