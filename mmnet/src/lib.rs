@@ -5,6 +5,7 @@ pub mod frame;
 pub mod layer;
 pub mod phy;
 pub mod relay;
+pub mod stack;
 pub mod stream;
 pub mod switch;
 pub mod tap;

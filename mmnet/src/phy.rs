@@ -1,74 +1,167 @@
-//! A [`FrameLink`] as a device of smoltcp: a whole TCP/IP stack over a lane.
+//! A device for frames as a device of smoltcp: a whole TCP/IP stack over a lane.
 //!
 //! What is sent is built by the stack in a buffer of the own arena and lent: no copy. What is received is copied once
 //! into private memory, because the stack reads a `&[u8]`, and there is no such thing as a reference to memory that a
 //! peer may change. (The copy is counted. To spare it for payload, a stack would have to read headers by copy and leave
 //! the rest where it is.)
 //!
-//! Checksums are neither computed nor verified: the bytes never leave the appliance's memory.
+//! The stack computes no checksum of TCP or UDP, and verifies none; what is done instead says [`sums`]. Over IPv4 it
+//! leaves the cutting of large segments to the edge; those that arrive it takes whole.
+
+pub mod sums;
+#[cfg(test)]
+mod tests;
+
+use std::num::{NonZeroU16, NonZeroUsize};
 
 use fido_core::wait::Source;
-use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::phy::{
+    Checksum as Sums, ChecksumCapabilities, Device, DeviceCapabilities, Medium, PacketMeta, RxToken,
+    SegmentationCapabilities, TxToken,
+};
 use smoltcp::time::Instant;
 
-use crate::frame::{FrameLink, FramePort, HEADER_BYTES};
+use crate::frame::{Checksum, Frame, FrameLink, FramePort, HEADER_BYTES, MAX_FRAME_BYTES};
 
-/// A frame link as smoltcp wants it.
+/// Frames that the stack is given before it has to look at other things.
+const BATCH: usize = 256;
+/// The longest frame that the stack sends to be cut: its IP packet has less than 64 KiB.
+const SEGMENTED_BYTES: usize = 65_535;
+
+/// A device for frames as smoltcp wants it.
 #[derive(Debug)]
-pub struct FramePhy {
-    link: FrameLink,
+pub struct FramePhy<P: FramePort = FrameLink> {
+    port: P,
     /// The received frame, in private memory.
     frame: Vec<u8>,
+    /// Frames that may still be given to the stack in this batch.
+    left: usize,
+    more: bool,
+    counts: PhyCounts,
+}
+
+/// What has gone wrong with frames between the stack and its device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PhyCounts {
+    /// Sent by the stack and lost, because there was no memory.
+    pub unsent: u64,
+    /// Received with a wrong checksum, and dropped.
+    pub unsound: u64,
+    /// Received and gone before they could be read, with the domain that had lent them.
+    pub unreadable: u64,
 }
 
 impl FramePhy {
     /// A device over `link`.
     pub fn new(link: FrameLink) -> Self {
-        let frame = Vec::with_capacity(link.mtu() + HEADER_BYTES);
-        Self { link, frame }
+        Self::over(link)
     }
 
     /// The link.
     pub fn link(&self) -> &FrameLink {
-        &self.link
+        &self.port
+    }
+}
+
+impl<P: FramePort> FramePhy<P> {
+    /// A device over any port.
+    pub fn over(port: P) -> Self {
+        Self { port, frame: vec![0; MAX_FRAME_BYTES], left: BATCH, more: false, counts: PhyCounts::default() }
+    }
+
+    /// The port.
+    pub fn port(&self) -> &P {
+        &self.port
+    }
+
+    /// The port.
+    pub fn port_mut(&mut self) -> &mut P {
+        &mut self.port
+    }
+
+    /// What has gone wrong.
+    pub fn counts(&self) -> PhyCounts {
+        self.counts
+    }
+
+    /// Whether the stack was last told that there are no frames only because it had had a batch of them: so that a busy
+    /// sender cannot keep it from everything else. Poll it again.
+    pub fn has_more(&self) -> bool {
+        self.more
     }
 
     /// Hands on what was sent. Call it after polling the interface and before waiting.
     pub fn flush(&mut self) {
-        self.link.flush();
+        self.port.flush();
     }
 
     /// What to wait for.
     pub fn source(&mut self) -> &mut dyn Source {
-        &mut self.link
+        &mut self.port
+    }
+
+    /// Copies a received frame into private memory and says how long it is, if it is one for the stack.
+    fn take(&mut self, frame: &Frame) -> Option<usize> {
+        // The port has checked that.
+        let len = usize::try_from(frame.payload.len()).ok().filter(|len| *len <= self.frame.len())?;
+        let bytes = self.frame.get_mut(..len)?;
+        // A peer that died after the lane's check takes its frame with it.
+        if self.port.memory().copy_to_slice(&frame.payload, bytes) != Ok(len) {
+            self.counts.unreadable += 1;
+            return None;
+        }
+        if frame.offload.checksum == Checksum::Complete && !sums::is_sound(bytes) {
+            self.counts.unsound += 1;
+            return None;
+        }
+        Some(len)
     }
 }
 
-impl Device for FramePhy {
-    type RxToken<'a> = Received<'a>;
-    type TxToken<'a> = ToSend<'a>;
+impl<P: FramePort> Device for FramePhy<P> {
+    type RxToken<'a>
+        = Received<'a>
+    where
+        P: 'a;
+    type TxToken<'a>
+        = ToSend<'a, P>
+    where
+        P: 'a;
 
-    fn receive(&mut self, _now: Instant) -> Option<(Received<'_>, ToSend<'_>)> {
-        loop {
-            let payload = self.link.recv()?.payload;
-            // At most 64 KiB and a header, which the link has checked.
-            self.frame.resize(payload.len() as usize, 0);
-            // A peer that died after the lane's check takes its frame with it.
-            if self.link.memory().copy_to_slice(&payload, &mut self.frame).is_ok() {
-                return Some((Received { frame: &self.frame }, ToSend { link: &mut self.link }));
+    fn receive(&mut self, _now: Instant) -> Option<(Received<'_>, ToSend<'_, P>)> {
+        self.more = false;
+        while self.left > 0 {
+            let Some(frame) = self.port.recv() else {
+                self.left = BATCH;
+                return None;
+            };
+            self.left -= 1;
+            if let Some(len) = self.take(&frame) {
+                let token = ToSend { port: &mut self.port, unsent: &mut self.counts.unsent, cut: None };
+                return Some((Received { frame: &self.frame[..len] }, token));
             }
         }
+        (self.left, self.more) = (BATCH, true);
+        None
     }
 
-    fn transmit(&mut self, _now: Instant) -> Option<ToSend<'_>> {
-        self.link.has_room().then_some(ToSend { link: &mut self.link })
+    fn transmit(&mut self, _now: Instant) -> Option<ToSend<'_, P>> {
+        let unsent = &mut self.counts.unsent;
+        self.port.has_room().then_some(ToSend { port: &mut self.port, unsent, cut: None })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = self.link.mtu() + HEADER_BYTES;
-        capabilities.checksum = ChecksumCapabilities::ignored();
+        capabilities.max_transmission_unit = self.port.mtu() + HEADER_BYTES;
+        let mut sums = ChecksumCapabilities::ignored();
+        // There is no mark that would have anybody else compute these.
+        (sums.ipv4, sums.icmpv4, sums.icmpv6) = (Sums::Tx, Sums::Tx, Sums::Tx);
+        capabilities.checksum = sums;
+        let mut segmentation = SegmentationCapabilities::default();
+        segmentation.tcpv4 = NonZeroUsize::new(SEGMENTED_BYTES);
+        // Not for IPv6: smoltcp 0.14 makes such segments, and then drops them as longer than the MTU.
+        capabilities.segmentation = segmentation;
         capabilities
     }
 }
@@ -87,128 +180,29 @@ impl RxToken for Received<'_> {
 
 /// Leave to send one frame.
 #[derive(Debug)]
-pub struct ToSend<'a> {
-    link: &'a mut FrameLink,
+pub struct ToSend<'a, P> {
+    port: &'a mut P,
+    unsent: &'a mut u64,
+    /// Into segments of what size the edge is to cut it.
+    cut: Option<NonZeroU16>,
 }
 
-impl TxToken for ToSend<'_> {
+impl<P: FramePort> TxToken for ToSend<'_, P> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let Ok(mut buf) = self.link.memory().alloc(len) else {
+        let Ok(mut buf) = self.port.memory().alloc(len) else {
             // The stack must have something to write to; the frame is lost, and sent again by who needs it.
-            self.link.count_unsent();
+            *self.unsent += 1;
             return f(&mut vec![0; len]);
         };
         let result = f(buf.as_mut_slice());
-        if self.link.send(buf.into_payload().into()).is_err() {
-            self.link.count_unsent();
+        let offload = sums::mark(buf.as_mut_slice(), self.cut);
+        if self.port.send(Frame { offload, payload: buf.into_payload() }).is_err() {
+            *self.unsent += 1;
         }
         result
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use std::time::{Duration, Instant as Clock};
-
-    use fido_core::assignment::Transport;
-    use fido_core::lane::Lane;
-    use fido_core::testing::lane_pair;
-    use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-    use smoltcp::socket::tcp;
-    use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
-
-    use super::*;
-    use crate::stream::testkit::pattern;
-
-    const BYTES: usize = 512 << 10;
-
-    /// A stack with one socket, which sends `out` and collects what it gets.
-    struct Host {
-        phy: FramePhy,
-        interface: Interface,
-        sockets: SocketSet<'static>,
-        handle: SocketHandle,
-        out: Vec<u8>,
-        sent: usize,
-        got: Vec<u8>,
-    }
-
-    impl Host {
-        fn new(lane: Lane, number: u8, mtu: usize) -> Self {
-            let mut phy = FramePhy::new(FrameLink::new(lane, mtu).unwrap());
-            let config = Config::new(EthernetAddress([2, 0, 0, 0, 0, number]).into());
-            let mut interface = Interface::new(config, &mut phy, Instant::from_millis(0));
-            interface.update_ip_addrs(|addrs| {
-                addrs.push(IpCidr::new(IpAddress::v4(10, 0, 0, number), 24)).unwrap();
-            });
-            let mut sockets = SocketSet::new(Vec::new());
-            let buffer = || tcp::SocketBuffer::new(vec![0; 65_535]);
-            let handle = sockets.add(tcp::Socket::new(buffer(), buffer()));
-            Self { phy, interface, sockets, handle, out: pattern(number.into(), BYTES), sent: 0, got: Vec::new() }
-        }
-
-        fn turn(&mut self, now: Instant) {
-            self.interface.poll(now, &mut self.phy, &mut self.sockets);
-            let socket = self.sockets.get_mut::<tcp::Socket>(self.handle);
-            if socket.can_send() && self.sent < self.out.len() {
-                self.sent += socket.send_slice(&self.out[self.sent..]).unwrap();
-                if self.sent == self.out.len() {
-                    socket.close();
-                }
-            }
-            while socket.can_recv() {
-                let got = &mut self.got;
-                socket.recv(|bytes| (bytes.len(), got.extend_from_slice(bytes))).unwrap();
-            }
-            self.interface.poll(now, &mut self.phy, &mut self.sockets);
-            self.phy.flush();
-        }
-    }
-
-    #[test]
-    fn two_stacks_talk_tcp_over_a_lane() {
-        for (transport, mtu, slots) in
-            [(Transport::Pointer, 1500, 64), (Transport::Pointer, 32_000, 4), (Transport::Copying, 9000, 16)]
-        {
-            let (a, b) = lane_pair(slots, transport);
-            let (mut client, mut server) = (Host::new(a, 1, mtu), Host::new(b, 2, mtu));
-            server.sockets.get_mut::<tcp::Socket>(server.handle).listen(7).unwrap();
-            let socket = client.sockets.get_mut::<tcp::Socket>(client.handle);
-            socket.connect(client.interface.context(), (IpAddress::v4(10, 0, 0, 2), 7), 49_152).unwrap();
-            let began = Clock::now();
-            while client.got.len() < BYTES || server.got.len() < BYTES {
-                let now = Instant::from_micros(began.elapsed().as_micros() as i64);
-                client.turn(now);
-                server.turn(now);
-                assert!(began.elapsed() < Duration::from_secs(60), "out of patience");
-            }
-            assert!(client.got == pattern(2, BYTES) && server.got == pattern(1, BYTES));
-            let copied = client.phy.link().memory().stats().payload_bytes_copied.get();
-            assert!(copied >= BYTES as u64, "the copy out of the peer's memory is counted");
-            let counts = client.phy.link().counts();
-            assert_eq!((counts.refused, counts.dropped_sending), (0, 0));
-        }
-    }
-
-    #[test]
-    fn without_memory_frames_are_lost_and_counted() {
-        let (a, _b) = lane_pair(8, Transport::Pointer);
-        let mut phy = FramePhy::new(FrameLink::new(a, 1500).unwrap());
-        let memory = phy.link().memory().clone();
-        let mut size = 16 << 20;
-        let mut hoard = Vec::new();
-        while size >= 64 {
-            match memory.alloc(size) {
-                Ok(buf) => hoard.push(buf),
-                Err(_) => size /= 2,
-            }
-        }
-        let now = Instant::from_millis(0);
-        assert_eq!(phy.transmit(now).unwrap().consume(60, |frame| frame.len()), 60);
-        assert_eq!((phy.link().counts().dropped_sending, phy.link().counts().sent), (1, 0));
-        drop(hoard);
-        phy.transmit(now).unwrap().consume(60, |_| ());
-        phy.flush();
-        assert_eq!(phy.link().counts().sent, 1);
+    fn set_meta(&mut self, meta: PacketMeta) {
+        self.cut = meta.segmentation_offload_size;
     }
 }

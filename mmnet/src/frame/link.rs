@@ -67,11 +67,6 @@ impl FrameLink {
         })
     }
 
-    /// Counts a frame that its maker could not finish.
-    pub(crate) fn count_unsent(&mut self) {
-        self.counts.dropped_sending += 1;
-    }
-
     fn queued(&self) -> usize {
         self.waiting_frames + self.open.frames()
     }

@@ -45,6 +45,9 @@ pub enum FrameError {
     /// The MTU is out of range.
     #[error("an MTU of {0} bytes; it must be {MIN_MTU} to {MAX_MTU}")]
     Mtu(usize),
+    /// A device without queues.
+    #[error("a device must have at least one queue")]
+    NoQueues,
     /// The frame is shorter than a header or longer than the port carries.
     #[error("a frame of {len} bytes; this port carries {HEADER_BYTES} to {limit}")]
     Length {
@@ -75,6 +78,22 @@ pub struct FrameCounts {
     pub dropped_receiving: u64,
     /// What arrived and was no frame.
     pub refused: u64,
+}
+
+impl FrameCounts {
+    /// The counts of both.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            sent: self.sent + other.sent,
+            sent_bytes: self.sent_bytes + other.sent_bytes,
+            received: self.received + other.received,
+            received_bytes: self.received_bytes + other.received_bytes,
+            dropped_sending: self.dropped_sending + other.dropped_sending,
+            dropped_receiving: self.dropped_receiving + other.dropped_receiving,
+            refused: self.refused + other.refused,
+        }
+    }
 }
 
 /// A device for Ethernet frames by address.

@@ -5,10 +5,11 @@
 
 pub mod codec;
 mod gateway;
+pub(crate) mod lease;
 mod link;
 mod port;
 mod rescue;
-mod slab;
+pub(crate) mod slab;
 mod tcp;
 #[cfg(test)]
 pub(crate) mod testkit;

@@ -12,9 +12,9 @@ use fido_core::window::{AddressError, Span};
 use rustix::io::Errno;
 
 use super::famine::Blame;
-use super::lease::{Account, Lease};
 use super::{Limits, socket};
 use crate::stream::MAX_QUEUED_BYTES;
+use crate::stream::lease::{Account, Lease};
 use crate::stream::rescue::{rescue_parts, same_hold};
 
 /// A connection's first buffer: thousands of clients with small requests shall not need thousands of big buffers.

@@ -23,7 +23,7 @@
 
 mod connection;
 mod famine;
-mod lease;
+
 mod limits;
 mod socket;
 #[cfg(test)]
@@ -46,9 +46,9 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 
 use super::slab::Slab;
 use super::{SendError, StreamEvent, StreamId, StreamPort};
+use crate::stream::lease::{Account, Waker};
 use connection::{Connection, Received, Sent};
 use famine::Famine;
-use lease::{Account, Waker};
 pub use limits::{BindError, Limits};
 pub use socket::raise_file_limit;
 

@@ -19,7 +19,7 @@ use crate::stream::StreamId;
 
 /// Wakes a port from the threads on which leases end.
 #[derive(Debug)]
-pub(super) struct Waker {
+pub(crate) struct Waker {
     /// Connections that may read again.
     released: Mutex<Vec<StreamId>>,
     /// There is news: `released`, or buffers for a starving port.
@@ -33,7 +33,7 @@ pub(super) struct Waker {
 }
 
 impl Waker {
-    pub(super) fn new() -> rustix::io::Result<Self> {
+    pub(crate) fn new() -> rustix::io::Result<Self> {
         Ok(Self {
             released: Mutex::default(),
             pending: AtomicBool::new(false),
@@ -44,28 +44,28 @@ impl Waker {
     }
 
     /// What to put into the epoll set.
-    pub(super) fn bell(&self) -> BorrowedFd<'_> {
+    pub(crate) fn bell(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }
 
     /// The port is about to sleep (or awake again). Whoever arms issues a `SeqCst` fence before it asks
     /// [`Waker::has_news`].
-    pub(super) fn arm(&self, armed: bool) {
+    pub(crate) fn arm(&self, armed: bool) {
         self.armed.store(armed, Ordering::SeqCst);
     }
 
     /// Whether [`Waker::take`] would find something.
-    pub(super) fn has_news(&self) -> bool {
+    pub(crate) fn has_news(&self) -> bool {
         self.pending.load(Ordering::SeqCst)
     }
 
     /// The port needs buffers: tell it when a lease ends. Look at the heap once more after this.
-    pub(super) fn starve(&self) {
+    pub(crate) fn starve(&self) {
         self.starving.store(true, Ordering::SeqCst);
     }
 
     /// The connections that may read again; `None` if there is no news at all.
-    pub(super) fn take(&self) -> Option<Vec<StreamId>> {
+    pub(crate) fn take(&self) -> Option<Vec<StreamId>> {
         // SYNC: pairs with the store in `notify`: what was released before is seen after.
         if !self.pending.swap(false, Ordering::SeqCst) {
             return None;
@@ -98,7 +98,7 @@ impl Waker {
 
 /// What one connection has lent.
 #[derive(Debug)]
-pub(super) struct Account {
+pub(crate) struct Account {
     id: StreamId,
     limit: u64,
     on_loan: AtomicU64,
@@ -108,12 +108,12 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn new(id: StreamId, limit: u64, waker: Arc<Waker>) -> Arc<Self> {
+    pub(crate) fn new(id: StreamId, limit: u64, waker: Arc<Waker>) -> Arc<Self> {
         Arc::new(Self { id, limit, on_loan: AtomicU64::new(0), blocked: AtomicBool::new(false), waker })
     }
 
     /// Whether the connection may lend more. If not, the waker will name it once it may.
-    pub(super) fn admits(&self) -> bool {
+    pub(crate) fn admits(&self) -> bool {
         if self.on_loan.load(Ordering::Relaxed) < self.limit {
             return true;
         }
@@ -128,7 +128,7 @@ impl Account {
     }
 
     /// How many bytes are lent.
-    pub(super) fn on_loan(&self) -> u64 {
+    pub(crate) fn on_loan(&self) -> u64 {
         self.on_loan.load(Ordering::Relaxed)
     }
 
@@ -143,7 +143,7 @@ impl Account {
 
 /// The hold of all pieces of one receive buffer. While one is out, further pieces are lent under the same.
 #[derive(Debug)]
-pub(super) struct Lease {
+pub(crate) struct Lease {
     account: Arc<Account>,
     bytes: AtomicU64,
     /// Keeps the buffer; taken out when the lease ends.
@@ -151,12 +151,12 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    pub(super) fn new(account: Arc<Account>, buffer: Hold) -> Arc<Self> {
+    pub(crate) fn new(account: Arc<Account>, buffer: Hold) -> Arc<Self> {
         Arc::new(Self { account, bytes: AtomicU64::new(0), buffer: Some(buffer) })
     }
 
     /// Lends `bytes` more under it.
-    pub(super) fn extend(&self, bytes: u64) {
+    pub(crate) fn extend(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.account.on_loan.fetch_add(bytes, Ordering::Relaxed);
     }
