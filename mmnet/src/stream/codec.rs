@@ -9,10 +9,12 @@
 //! 0x03 Finished     id      serial
 //! 0x04 Closed       id      serial
 //! 0x05 Sent         id      serial   bytes
+//! 0x06 Called       id      serial   port
 //! inside → outside
 //! 0x11 Send         id      serial                                  the bytes
 //! 0x12 Finish       id      serial
 //! 0x13 Reset        id      serial
+//! 0x14 Accept       id      serial
 //! ```
 //! A connection is named by an id, which comes back after a while, and a serial number, which tells the connections
 //! apart that had it: a message about an old one never reaches a new one. What is empty above is zero and ignored.
@@ -35,9 +37,11 @@ const DATA: u8 = 0x02;
 const FINISHED: u8 = 0x03;
 const CLOSED: u8 = 0x04;
 const SENT: u8 = 0x05;
+const CALLED: u8 = 0x06;
 const SEND: u8 = 0x11;
 const FINISH: u8 = 0x12;
 const RESET: u8 = 0x13;
+const ACCEPT: u8 = 0x14;
 const IPV4: u8 = 4;
 const IPV6: u8 = 6;
 
@@ -98,6 +102,8 @@ pub enum Report {
     Closed,
     /// So many bytes more have been handed to the outside.
     Sent(u32),
+    /// A connection from that domain itself, to a port of this one.
+    Called(u16),
 }
 
 impl Report {
@@ -115,6 +121,7 @@ impl Report {
             Self::Finished => name.head(FINISHED, 0, 0, 0),
             Self::Closed => name.head(CLOSED, 0, 0, 0),
             Self::Sent(bytes) => name.head(SENT, 0, *bytes, 0),
+            Self::Called(port) => name.head(CALLED, 0, u32::from(*port), 0),
         };
         (head, None)
     }
@@ -136,6 +143,10 @@ impl Report {
             FINISHED => no_payload(head, len, Self::Finished)?,
             CLOSED => no_payload(head, len, Self::Closed)?,
             SENT => no_payload(head, len, Self::Sent(head.args[2]))?,
+            CALLED => {
+                let port = u16::try_from(head.args[2]).map_err(|_| CodecError::Port(head.args[2]))?;
+                no_payload(head, len, Self::Called(port))?
+            }
             kind => return Err(CodecError::Kind(kind)),
         };
         Ok((Name::of(head), report))
@@ -151,6 +162,8 @@ pub enum Command {
     Finish,
     /// Drop the connection.
     Reset,
+    /// The connection that was called for stands.
+    Accept,
 }
 
 impl Command {
@@ -160,6 +173,7 @@ impl Command {
             Self::Send => SEND,
             Self::Finish => FINISH,
             Self::Reset => RESET,
+            Self::Accept => ACCEPT,
         };
         name.head(kind, 0, 0, 0)
     }
@@ -173,6 +187,7 @@ impl Command {
             SEND => some_payload(head, len, Self::Send)?,
             FINISH => no_payload(head, len, Self::Finish)?,
             RESET => no_payload(head, len, Self::Reset)?,
+            ACCEPT => no_payload(head, len, Self::Accept)?,
             kind => return Err(CodecError::Kind(kind)),
         };
         Ok((Name::of(head), command))
@@ -273,6 +288,8 @@ mod tests {
             Report::Finished,
             Report::Closed,
             Report::Sent(u32::MAX),
+            Report::Called(0),
+            Report::Called(u16::MAX),
         ];
         for report in reports {
             let (head, header) = report.encode(NAME);
@@ -284,7 +301,7 @@ mod tests {
 
     #[test]
     fn every_command_survives() {
-        for (command, len) in [(Command::Send, 1), (Command::Finish, 0), (Command::Reset, 0)] {
+        for (command, len) in [(Command::Send, 1), (Command::Finish, 0), (Command::Reset, 0), (Command::Accept, 0)] {
             assert_eq!(Command::decode(&command.encode(NAME), len), Ok((NAME, command)));
             assert!(matches!(Command::decode(&command.encode(NAME), 1 - len), Err(CodecError::Payload { .. })));
         }
@@ -299,7 +316,9 @@ mod tests {
         assert_eq!(Report::decode(&Head { flags: 5, ..v6 }, 16, &header), Err(CodecError::Family(5)));
         let beyond = Head { args: [0, 0, 0, 65536], ..v6 };
         assert_eq!(Report::decode(&beyond, 16, &header), Err(CodecError::Port(65536)));
-        for kind in [0, 6, 0x10, 0x14, 0xff] {
+        let beyond = Head { kind: CALLED, args: [0, 0, 65536, 0], ..Head::default() };
+        assert_eq!(Report::decode(&beyond, 0, &[]), Err(CodecError::Port(65536)));
+        for kind in [0, 7, 0x10, 0x15, 0xff] {
             let head = Head { kind, ..Head::default() };
             assert_eq!(Report::decode(&head, 0, &[]), Err(CodecError::Kind(kind)));
             assert_eq!(Command::decode(&head, 0), Err(CodecError::Kind(kind)));
@@ -328,7 +347,7 @@ mod tests {
 
         #[test]
         fn any_bytes_near_a_message(
-            kind in prop::sample::select(vec![1u8, 2, 3, 4, 5, 0x11, 0x12, 0x13]),
+            kind in prop::sample::select(vec![1u8, 2, 3, 4, 5, 6, 0x11, 0x12, 0x13, 0x14]),
             flags in prop::sample::select(vec![0u8, 4, 6]),
             len in prop::sample::select(vec![0u8, 1, 16]),
             rest in prop::collection::vec(any::<u8>(), 16..36),

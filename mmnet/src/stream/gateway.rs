@@ -253,6 +253,8 @@ impl<P: StreamPort> Gateway<P> {
                 self.hand_over(name.id);
             }
             Command::Reset => self.port.reset(connection.on_port),
+            // Nobody here has called.
+            Command::Accept => {}
         }
     }
 

@@ -7,7 +7,7 @@
 //! When the outside dies, all its connections are closed. What the inside has to do if a third domain dies whose bytes
 //! it has sent is nothing: the outside [rescues](super::Gateway::rescue) them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
@@ -18,7 +18,9 @@ use fido_core::wait::{PeerView, Source, WakeId};
 
 use super::codec::{Command, Name, Report, next_message, send_next};
 use super::slab::Slab;
-use super::{ACKNOWLEDGE_BYTES, MAX_CONNECTIONS, MAX_QUEUED_BYTES, SendError, StreamEvent, StreamId, StreamPort};
+use super::{
+    ACKNOWLEDGE_BYTES, MAX_CONNECTIONS, MAX_QUEUED_BYTES, SendError, StreamEvent, StreamId, StreamPort, domain_address,
+};
 
 /// Messages that wait because the lane is full, before sends are refused. At twice as many, which finishes, resets and
 /// answers to a broken outside can make, nothing more is received either: answers are not queued without bound.
@@ -31,6 +33,8 @@ const SILENT: usize = 64;
 pub struct LinkPort {
     lane: Lane,
     connections: Slab<Connection>,
+    /// Ports that the outside may call itself.
+    ports: HashSet<u16>,
     /// By what the outside calls them. Its ids begin anew when it does; ours do not, so that an answer that comes too
     /// late never goes to somebody else.
     by_wire: HashMap<StreamId, StreamId>,
@@ -44,6 +48,8 @@ pub struct LinkPort {
 #[derive(Debug)]
 struct Connection {
     wire: Name,
+    /// To which port it was called, if it was.
+    port: Option<u16>,
     /// Bytes sent that the outside has not acknowledged.
     outstanding: u64,
     wants_room: bool,
@@ -72,11 +78,23 @@ impl LinkPort {
         Self {
             lane,
             connections: Slab::new(MAX_CONNECTIONS),
+            ports: HashSet::new(),
             by_wire: HashMap::new(),
             events: VecDeque::new(),
             outbound: VecDeque::new(),
             waiting: VecDeque::new(),
         }
+    }
+
+    /// Takes connections that the domain at the other end opens itself to that port
+    /// ([`DialPort`](super::DialPort)) from now on.
+    pub fn listen(&mut self, port: u16) {
+        self.ports.insert(port);
+    }
+
+    /// To which port the domain at the other end opened a connection itself; `None` if it came from further outside.
+    pub fn called_port(&self, id: StreamId) -> Option<u16> {
+        self.connections.get(id)?.port
     }
 
     /// How many connections there are.
@@ -127,7 +145,8 @@ impl LinkPort {
             }
         }
         match Report::decode(&head, payload.len(), header) {
-            Ok((name, Report::Opened(remote))) => self.opened(name, remote),
+            Ok((name, Report::Opened(remote))) => self.opened(name, remote, None),
+            Ok((name, Report::Called(port))) => self.called(name, port),
             Ok((name, report)) => self.report(name, report, payload),
             Err(error) => {
                 tracing::warn!(%error, "a message of the outside is refused");
@@ -136,9 +155,20 @@ impl LinkPort {
         }
     }
 
-    fn opened(&mut self, wire: Name, remote: SocketAddr) {
+    fn called(&mut self, wire: Name, port: u16) {
+        if !self.ports.contains(&port) {
+            tracing::info!(port, "nobody listens to the port that was called");
+            return self.push(Command::Reset.encode(wire), Payload::new());
+        }
+        self.opened(wire, domain_address(self.lane.peer()), Some(port));
+        if self.named(wire).is_some() {
+            self.push(Command::Accept.encode(wire), Payload::new());
+        }
+    }
+
+    fn opened(&mut self, wire: Name, remote: SocketAddr, port: Option<u16>) {
         let connection =
-            Connection { wire, outstanding: 0, wants_room: false, in_waiting: false, ended: false, reset: false };
+            Connection { wire, port, outstanding: 0, wants_room: false, in_waiting: false, ended: false, reset: false };
         let known = self.by_wire.contains_key(&wire.id);
         let made = if known { None } else { self.connections.insert_with(|_| connection) };
         let Some(id) = made else {
@@ -175,7 +205,7 @@ impl LinkPort {
             }
             Report::Data if !connection.reset => self.events.push_back(StreamEvent::Data { id, data }),
             Report::Finished if !connection.reset => self.events.push_back(StreamEvent::Finished { id }),
-            Report::Opened(_) | Report::Data | Report::Finished => {}
+            Report::Opened(_) | Report::Called(_) | Report::Data | Report::Finished => {}
         }
     }
 

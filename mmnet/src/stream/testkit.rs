@@ -189,6 +189,42 @@ pub(crate) fn echo(addr: SocketAddr, data: Vec<u8>, step: usize) {
     writing.join().unwrap();
 }
 
+/// Sends `data` over the connection `id` to an echo server and takes it back, waiting as components do; ends with the
+/// connection. What all stream ports that open connections must be able to do.
+pub(crate) fn talk(mut client: impl StreamPort, memory: &Memory, id: StreamId, data: &[u8]) {
+    let mut out = data.chunks(100_000);
+    let (mut next, mut got, mut opened, mut ended, mut finished) = (out.next(), Vec::new(), false, false, false);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        while let Some(chunk) = next {
+            match client.send(id, payload(memory, chunk)) {
+                Ok(()) => next = out.next(),
+                Err(SendError::Full(_)) => break,
+                Err(SendError::Closed) => panic!("closed after {} bytes", got.len()),
+            }
+        }
+        if next.is_none() && !std::mem::replace(&mut finished, true) {
+            client.finish(id);
+        }
+        match client.poll() {
+            Some(StreamEvent::Opened { id: of, .. }) => assert!(of == id && !std::mem::replace(&mut opened, true)),
+            Some(StreamEvent::Data { id: of, data }) => {
+                assert!(of == id && opened && !ended);
+                got.extend(bytes(memory, &data));
+            }
+            Some(StreamEvent::Finished { .. }) => ended = true,
+            Some(StreamEvent::Writable { .. }) => {}
+            Some(StreamEvent::Closed { .. }) => break,
+            None => {
+                client.flush();
+                idle(&mut [&mut client]);
+            }
+        }
+        assert!(Instant::now() < deadline, "out of patience");
+    }
+    assert!(ended && got == data, "{} of {} bytes", got.len(), data.len());
+}
+
 /// What an echo server has seen.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Seen {

@@ -2,6 +2,7 @@
 
 mod crowds;
 mod deaths;
+mod dials;
 mod model;
 
 use std::io::{ErrorKind, Read, Write};
