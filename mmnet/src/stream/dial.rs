@@ -66,6 +66,8 @@ struct Call {
     taken: Arc<AtomicU64>,
     told: u64,
     wants_room: bool,
+    /// The other side has taken it.
+    accepted: bool,
     /// The user sends no more.
     finished: bool,
     /// The other side sends no more.
@@ -143,6 +145,7 @@ impl DialPort {
             taken: Arc::default(),
             told: 0,
             wants_room: false,
+            accepted: false,
             finished: false,
             told_end: false,
         };
@@ -223,8 +226,15 @@ impl DialPort {
 
     fn command(&mut self, id: StreamId, command: Command, payload: &Payload) {
         let Some(call) = self.calls.get_mut(id) else { return };
+        // Once, and before anything else.
+        if call.accepted == (command == Command::Accept) && command != Command::Reset {
+            tracing::warn!(?command, "closing a connection: the listening domain says this out of turn");
+            self.lane.memory().stats().refusals.add(1);
+            return self.close(id);
+        }
         match command {
             Command::Accept => {
+                call.accepted = true;
                 let remote = domain_address(self.lane.peer());
                 self.events.push_back(StreamEvent::Opened { id, remote });
             }

@@ -253,8 +253,10 @@ impl<P: StreamPort> Gateway<P> {
                 self.hand_over(name.id);
             }
             Command::Reset => self.port.reset(connection.on_port),
-            // Nobody here has called.
-            Command::Accept => {}
+            Command::Accept => {
+                tracing::warn!("the inside accepts what nobody here has called for");
+                self.lane.memory().stats().refusals.add(1);
+            }
         }
     }
 

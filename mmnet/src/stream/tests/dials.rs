@@ -1,8 +1,10 @@
 //! Connections that one domain opens to another without sockets.
 
 use fido_core::assignment::Transport;
+use fido_core::payload::Payload;
 use fido_core::testing::{TestLink, lane_pair};
 
+use crate::stream::codec::{Command, Name, Report};
 use crate::stream::testkit::{Stop, bytes, collect, opened, pattern, payload, pump, pump_until, serve_echo, talk};
 use crate::stream::{DialError, DialPort, LinkPort, MAX_QUEUED_BYTES, SendError, StreamEvent, StreamId, StreamPort};
 
@@ -131,6 +133,26 @@ fn who_keeps_what_it_receives_makes_the_other_wait() {
     server.flush();
     pump(&mut client, |event| matches!(event, StreamEvent::Writable { id } if id == here));
     client.send(here, piece).unwrap();
+}
+
+#[test]
+fn a_listening_domain_that_speaks_out_of_turn_loses_its_connection() {
+    for commands in [&[Command::Finish][..], &[Command::Accept, Command::Accept]] {
+        let (a, mut bare) = lane_pair(64, Transport::Pointer);
+        let mut client = DialPort::new(a);
+        let id = client.connect(7).unwrap();
+        client.flush();
+        let head = bare.recv().unwrap().unwrap().0;
+        assert_eq!(Report::decode(&head, 0, &[]).unwrap().1, Report::Called(7));
+        for command in commands {
+            bare.send(command.encode(Name::of(&head)), Payload::new()).unwrap();
+        }
+        // What belongs to no connection at all changes nothing.
+        bare.send(Command::Finish.encode(Name { serial: 99, ..Name::of(&head) }), Payload::new()).unwrap();
+        bare.flush();
+        pump(&mut client, |event| matches!(event, StreamEvent::Closed { id: of } if of == id));
+        assert_eq!((client.connections(), client.lane_memory().stats().refusals.get()), (0, 1));
+    }
 }
 
 #[test]
