@@ -69,7 +69,10 @@ impl Parts {
             Self::None => *self = Self::One(part),
             Self::One(_) => {
                 let Self::One(first) = std::mem::take(self) else { return };
-                *self = Self::Many(vec![first, part]);
+                // Room for as many as fit into a slot, and one more.
+                let mut parts = Vec::with_capacity(4);
+                parts.extend([first, part]);
+                *self = Self::Many(parts);
             }
             Self::Many(parts) => parts.push(part),
         }
@@ -188,7 +191,8 @@ impl Payload {
             let len = part.segment.len;
             if u64::from(len) <= left {
                 left -= u64::from(len);
-                head.push(part.segment, part.hold.clone());
+                // It is dropped from here below.
+                head.push(part.segment, part.hold.take());
                 whole += 1;
                 continue;
             }
