@@ -21,7 +21,7 @@ const BUFFER_BYTES: usize = 256 << 10;
 pub(super) struct Connection {
     pub(super) handle: SocketHandle,
     remote: SocketAddr,
-    /// The port at this end, if it was taken for this connection.
+    /// The port at this end, if the connection was opened from here.
     pub(super) local: Option<u16>,
     account: Arc<Account>,
     to_send: VecDeque<Payload>,
@@ -53,16 +53,17 @@ pub(super) enum Outcome {
 }
 
 impl Connection {
-    pub(super) fn new(handle: SocketHandle, remote: SocketAddr, account: Arc<Account>, opened: bool) -> Self {
+    /// A connection that is being opened from the port `local`, or that was accepted.
+    pub(super) fn new(handle: SocketHandle, remote: SocketAddr, account: Arc<Account>, local: Option<u16>) -> Self {
         Self {
             handle,
             remote,
-            local: None,
+            local,
             account,
             to_send: VecDeque::new(),
             queued: 0,
             wants_room: false,
-            opened,
+            opened: local.is_none(),
             told_end: false,
             ended: false,
             closed: false,
@@ -108,6 +109,10 @@ impl Connection {
                 Err(NoMemory) => starved = true,
             }
             moved |= self.send(socket, memory);
+            if self.dropped {
+                // Its reset is sent before the socket goes.
+                return Outcome::Moved;
+            }
         }
         if self.wants_room && self.queued <= MAX_QUEUED_BYTES / 2 && !self.ended {
             self.wants_room = false;

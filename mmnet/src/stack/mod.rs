@@ -179,7 +179,7 @@ impl<P: FramePort> Stack<P> {
         let handle = self.sockets.add(socket);
         let (limit, waker) = (self.config.receive_bytes, self.waker.clone());
         let made =
-            self.connections.insert_with(|id| Connection::new(handle, to, Account::new(id, limit, waker), false));
+            self.connections.insert_with(|id| Connection::new(handle, to, Account::new(id, limit, waker), Some(local)));
         let id = made.ok_or(StackError::Connections(self.config.connections))?;
         self.locals.insert(local);
         self.live.push(id);
@@ -240,15 +240,19 @@ impl<P: FramePort> Stack<P> {
         let mut listeners = std::mem::take(&mut self.listeners);
         for Listener { port, waiting } in &mut listeners {
             for handle in waiting.iter_mut() {
-                match self.sockets.get::<tcp::Socket>(*handle).state() {
-                    tcp::State::Listen | tcp::State::SynReceived => continue,
-                    tcp::State::Closed => drop(self.sockets.remove(*handle)),
-                    _ => self.promote(*handle),
+                let state = self.sockets.get::<tcp::Socket>(*handle).state();
+                if matches!(state, tcp::State::Listen | tcp::State::SynReceived) {
+                    continue;
+                }
+                // It cannot fail; if it did, the old socket would keep the place.
+                let Some(next) = self.listening(*port) else { continue };
+                let done = std::mem::replace(handle, next);
+                if state == tcp::State::Closed {
+                    self.sockets.remove(done);
+                } else {
+                    self.promote(done);
                 }
                 moved = true;
-                if let Some(next) = self.listening(*port) {
-                    *handle = next;
-                }
             }
         }
         self.listeners = listeners;
@@ -259,7 +263,7 @@ impl<P: FramePort> Stack<P> {
         let socket = self.sockets.get_mut::<tcp::Socket>(handle);
         let remote = socket.remote_endpoint().map(|end| SocketAddr::new(end.addr.into(), end.port));
         let (limit, waker) = (self.config.receive_bytes, self.waker.clone());
-        let make = |remote| move |id| Connection::new(handle, remote, Account::new(id, limit, waker), true);
+        let make = |remote| move |id| Connection::new(handle, remote, Account::new(id, limit, waker), None);
         let made = remote.and_then(|remote| Some((self.connections.insert_with(make(remote))?, remote)));
         let Some((id, remote)) = made else {
             tracing::warn!("a connection is refused: there are too many, or it is gone already");
@@ -285,8 +289,6 @@ impl<P: FramePort> Stack<P> {
                 continue;
             };
             let socket = self.sockets.get_mut::<tcp::Socket>(connection.handle);
-            let local = socket.local_endpoint().map(|end| end.port);
-            connection.local = connection.local.or(local);
             match connection.serve(id, socket, &memory, &mut self.events) {
                 Outcome::Idle => {}
                 Outcome::Moved => moved = true,
