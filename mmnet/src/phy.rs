@@ -36,6 +36,7 @@ pub struct FramePhy<P: FramePort = FrameLink> {
     frame: Vec<u8>,
     /// Frames that may still be given to the stack in this batch.
     left: usize,
+    /// The last batch was full.
     more: bool,
     counts: PhyCounts,
 }

@@ -426,11 +426,12 @@ impl<P: FramePort> Source for Stack<P> {
 #[expect(clippy::expect_used, reason = "a test cannot go on without what it asks for")]
 pub fn fuzz(bytes: &[u8]) {
     use crate::frame::{Checksum, Frame, Offload};
-    let lanes = fido_core::testing::lane_pair(64, fido_core::assignment::Transport::Pointer);
+    let transport = fido_core::assignment::Transport::Pointer;
+    let (_link, a, b) = fido_core::testing::TestLink::sized(64, transport, 1 << 20);
     let addresses = vec![([10, 0, 0, 2].into(), 24), (std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2).into(), 64)];
     let config = StackConfig { addresses, buffer_bytes: 2 << 10, backlog: 2, connections: 2, ..StackConfig::default() };
     let link = |lane| FrameLink::new(lane, 1500).expect("an MTU in range");
-    let (mut bare, mut stack) = (link(lanes.0), Stack::new(link(lanes.1), config).expect("within the limits"));
+    let (mut bare, mut stack) = (link(a), Stack::new(link(b), config).expect("within the limits"));
     stack.listen(0x0707).expect("a port");
     for piece in bytes.split(|byte| *byte == b'|').take(64) {
         let [mark, rest @ ..] = piece else { continue };

@@ -16,8 +16,9 @@ pub(super) struct Alarm {
     epoll: OwnedFd,
     timer: OwnedFd,
     id: WakeId,
-    /// When the timer goes off, as it was set; so that it is not set again to what it is.
+    /// The timer was set; so that one that was not need not be stopped.
     set: bool,
+    /// Somebody was about to sleep.
     armed: bool,
 }
 
