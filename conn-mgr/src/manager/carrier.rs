@@ -44,8 +44,8 @@ pub(super) trait Carrier: Send {
     fn next(&mut self) -> Option<News>;
 
     /// Waits a little for what is still under way when all incarnations are gone. Afterwards it is dropped, and nothing
-    /// of it must be left then.
-    fn finish(&mut self);
+    /// of it must be left then; the names of the domains of which something is.
+    fn finish(&mut self) -> Vec<String>;
 }
 
 /// What an incarnation is told.

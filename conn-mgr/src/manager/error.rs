@@ -68,6 +68,12 @@ pub enum ShutdownError {
         /// Which.
         domains: Vec<String>,
     },
+    /// Some domains could not be ended at all.
+    #[error("could not end, and leaves behind: {}", domains.join(", "))]
+    Left {
+        /// Which.
+        domains: Vec<String>,
+    },
     /// The manager itself failed before.
     #[error("the manager failed: {reason}")]
     Broken {

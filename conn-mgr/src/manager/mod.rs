@@ -224,6 +224,7 @@ impl Manager {
         }
         match outcome {
             Outcome { broken: Some(reason), .. } => Err(ShutdownError::Broken { reason }),
+            Outcome { left, .. } if !left.is_empty() => Err(ShutdownError::Left { domains: left }),
             Outcome { forced, .. } if forced.is_empty() => Ok(()),
             Outcome { forced, .. } => Err(ShutdownError::Forced { domains: forced }),
         }
@@ -291,6 +292,7 @@ impl Drop for LastWords {
         self.0.change(|board| {
             board.outcome.get_or_insert_with(|| Outcome {
                 forced: Vec::new(),
+                left: Vec::new(),
                 broken: Some("its thread ended unexpectedly".into()),
             });
         });

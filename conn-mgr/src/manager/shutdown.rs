@@ -115,7 +115,7 @@ impl EventLoop {
 
     /// Everything is down: waits for what is still under way and reports.
     pub(super) fn finish(mut self) {
-        self.carrier.finish();
+        let left = self.carrier.finish();
         let forced = self.stopping.take().map(|stopping| stopping.forced).unwrap_or_default();
         let shared = self.shared.clone();
         // The carrier goes before the outcome is announced: then nothing is left behind.
@@ -126,7 +126,7 @@ impl EventLoop {
                     entry.status.state = DomainState::Ended;
                 }
             }
-            board.outcome = Some(Outcome { forced, broken: None });
+            board.outcome = Some(Outcome { forced, left, broken: None });
         });
     }
 }

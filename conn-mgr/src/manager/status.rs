@@ -109,6 +109,8 @@ fn counts(window: &Window) -> Snapshot {
 pub(super) struct Outcome {
     /// Domains that had to be killed.
     pub(super) forced: Vec<String>,
+    /// Domains that could not be ended.
+    pub(super) left: Vec<String>,
     /// Why the manager itself ended early.
     pub(super) broken: Option<String>,
 }

@@ -297,10 +297,12 @@ impl Carrier for HostCarrier {
         }
     }
 
-    fn finish(&mut self) {
+    fn finish(&mut self) -> Vec<String> {
         let deadline = Instant::now() + OUTPUT_GRACE;
         while self.pumps.iter().any(|pump| !pump.is_finished()) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }
+        // The kernel ends what is killed.
+        Vec::new()
     }
 }

@@ -58,7 +58,7 @@ pub enum XenError {
     Running(String),
     /// A guest of somebody else has a name that is needed.
     #[error(
-        "there is a guest named `{name}` (number {domain}), which no manager has made; end it (`xl destroy {domain}`), or \
+        "there is a guest named `{name}` (number {domain}), which no manager of this appliance has made; end it (`xl destroy {domain}`), or \
          rename the appliance or the domain"
     )]
     NameTaken {

@@ -11,14 +11,12 @@ use super::super::carrier::{Gone, Heritage, Left, What};
 use super::super::topology::Index;
 use super::guest::{Exit, Guest, Home, Step};
 use super::vault;
-use super::xl::{self, Condition, INPUT};
+use super::xl::{self, Condition, INPUT, LIMIT, LIMIT_ALONE};
 use super::{XenCarrier, is_under_way};
 use crate::xen::config;
 
 /// The pause after an attempt to destroy a guest that has failed.
 const RETRY: Duration = Duration::from_secs(1);
-/// After so many failed attempts a guest counts as gone when xenstore cannot say whether it is.
-const MAX_FAILURES: u32 = 3;
 /// How the identity of every guest begins that a manager has made.
 pub(super) const UUID_PREFIX: &str = "f1d0f1d0-";
 
@@ -104,11 +102,12 @@ impl XenCarrier {
     /// Has a guest destroyed, now or as soon as `xl` is done with creating it.
     pub(super) fn doom(&mut self, id: DomainId) {
         let xl = self.xl.clone();
+        let limit = if self.lost.is_none() { LIMIT } else { LIMIT_ALONE };
         let Some(guest) = self.of(id) else { return };
         guest.is_doomed = true;
         guest.retry_at = None;
         let Some(place) = guest.place.as_ref().filter(|_| guest.command.is_none()) else { return };
-        match xl.begin(&["destroy", &place.domain.to_string()], "") {
+        match xl.begin_within(&["destroy", &place.domain.to_string()], "", limit) {
             Ok(running) => guest.command = Some((Step::Destroy, running)),
             Err(problem) => failed(guest, &problem),
         }
@@ -123,10 +122,22 @@ impl XenCarrier {
         }
         guest.is_news = true;
         guest.rest_until = None;
-        let failures = guest.failures;
-        if self.lost.is_some() && (result.is_ok() || failures >= MAX_FAILURES) {
-            self.gone(index);
+        let number = guest.place.as_ref().map_or(0, |place| place.domain);
+        if self.lost.is_none() {
+            return;
         }
+        // Nobody can say any more whether it is gone, and a second attempt would fail like the first.
+        if let Err(problem) = result {
+            let name = self.name(index).to_owned();
+            tracing::error!(
+                domain = name,
+                guest = number,
+                problem,
+                "a guest is left behind: without xenstored it cannot be destroyed; reboot the host"
+            );
+            self.left_behind.push(name);
+        }
+        self.gone(index);
     }
 
     /// Tries again to destroy what is still there.

@@ -74,6 +74,8 @@ pub(super) struct XenCarrier {
     is_list_wanted: bool,
     /// Commands for guests that are gone already, which still have to end.
     last_commands: Vec<Running>,
+    /// Domains with a guest that cannot be destroyed.
+    left_behind: Vec<String>,
     /// So many guests have been started.
     starts: u32,
     /// Says to other managers that this appliance is taken.
@@ -104,6 +106,7 @@ impl XenCarrier {
             listing: None,
             is_list_wanted: false,
             last_commands: Vec::new(),
+            left_behind: Vec::new(),
             starts: 0,
             _claim: claim,
         })
@@ -255,13 +258,14 @@ impl Carrier for XenCarrier {
         }
     }
 
-    fn finish(&mut self) {
+    fn finish(&mut self) -> Vec<String> {
         let deadline = Instant::now() + LAST_COMMANDS;
         for mut running in self.last_commands.drain(..).chain(self.listing.take().map(|(running, _)| running)) {
             while running.result(Instant::now()).is_none() && Instant::now() < deadline {
                 running.sleep(Duration::from_millis(100));
             }
         }
+        std::mem::take(&mut self.left_behind)
     }
 }
 

@@ -4,9 +4,12 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use fido_core::assignment::Assignment;
+use fido_core::platform::xen::layout::{self, LayoutError, ManagerNode};
 use fido_core::platform::xen::store::Store;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use super::guest::Home;
 use super::life::{UUID_PREFIX, guests};
 use super::vault::{KernelVault, Vault};
 use super::xl::Xl;
@@ -77,6 +80,19 @@ fn claim(appliance: &str) -> Result<OwnedFd, XenError> {
     }
 }
 
+/// Whether a guest has been told that it belongs to another appliance: with hyphens in them, the names of two appliances
+/// and of their domains can make the same name of a guest.
+fn is_of_another(manifest: &Manifest, store: &Store, home: &Home) -> Result<bool, XenError> {
+    let path = ManagerNode::Assignment.path(&home.path);
+    let document = match layout::read_document(&store.now(), &path) {
+        Err(LayoutError::Store(error)) if error.code().is_none() => return Err(error.into()),
+        // It has been told nothing yet, or goes away right now.
+        document => document.unwrap_or_default(),
+    };
+    let assignment: Option<Assignment> = serde_json::from_slice(&document).ok();
+    Ok(assignment.is_some_and(|assignment| assignment.appliance != manifest.appliance))
+}
+
 /// Ends the guests that have the names of this appliance's domains. Their manager is gone: its claim was.
 fn sweep(manifest: &Manifest, xl: &Xl, store: &Store) -> Result<(), XenError> {
     let names: Vec<_> =
@@ -85,7 +101,7 @@ fn sweep(manifest: &Manifest, xl: &Xl, store: &Store) -> Result<(), XenError> {
         if !names.contains(&guest.name) {
             continue;
         }
-        if !guest.uuid.starts_with(UUID_PREFIX) {
+        if !guest.uuid.starts_with(UUID_PREFIX) || is_of_another(manifest, store, &home)? {
             return Err(XenError::NameTaken { name: guest.name, domain: home.domain });
         }
         tracing::warn!(guest = guest.name, domain = home.domain, "destroying what a manager that was killed has left");

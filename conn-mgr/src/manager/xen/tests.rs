@@ -8,6 +8,7 @@ mod vault;
 use std::time::Duration;
 
 use bench::{Bench, Manners, PATIENCE};
+use fido_core::assignment::WireId;
 use fido_core::platform::xen::layout::ManagerNode;
 use fido_core::platform::xen::store::Code;
 
@@ -278,6 +279,20 @@ fn without_xenstored_what_is_linked_goes_on_and_can_be_ended() {
 }
 
 #[test]
+fn guests_that_cannot_be_destroyed_without_xenstored_are_named() {
+    let mut bench = Bench::new("left-behind");
+    bench.domain("a", "").domain("b", "");
+    let manager = bench.start();
+    manager.wait_ready(PATIENCE).unwrap();
+    bench.end_store();
+    bench.fail_destroys(1);
+    let left = manager.shutdown(PATIENCE).unwrap_err();
+    // The last one to be started is ended first; the other one can be.
+    assert!(matches!(&left, ShutdownError::Left { domains } if domains.len() == 1), "{left}");
+    assert_eq!(bench.guests().len(), 1);
+}
+
+#[test]
 fn what_a_killed_manager_has_left_is_ended_and_what_is_not_ours_is_left_alone() {
     let mut bench = Bench::new("leftovers");
     bench.domain("a", "");
@@ -292,6 +307,28 @@ fn what_a_killed_manager_has_left_is_ended_and_what_is_not_ours_is_left_alone() 
     let error = bench.try_start().err().unwrap();
     assert!(matches!(&error, ManagerError::Xen(XenError::NameTaken { domain, .. }) if *domain == foreign), "{error}");
     assert!(bench.guests().contains(&foreign));
+}
+
+/// Appliance `x-y` with domain `z`, and `x` with `y-z`.
+#[test]
+fn a_guest_of_an_appliance_that_makes_the_same_name_is_left_alone() {
+    let mut bench = Bench::new("same-name");
+    bench.domain("a", "");
+    let running = bench.add_guest(&bench.guest_name("a"), "f1d0f1d0-0001-0001-0000-000000000001");
+    let id = WireId { slot: 1, generation: 1 }.check().unwrap();
+    let mut assignment = bench.manifest().assignment(0, id).unwrap();
+    assignment.appliance = "same".into();
+    let path = format!("/local/domain/{running}/fido/assignment/0");
+    bench.write(&path, &serde_json::to_vec(&assignment).unwrap());
+    let error = bench.try_start().err().unwrap();
+    assert!(matches!(&error, ManagerError::Xen(XenError::NameTaken { domain, .. }) if *domain == running), "{error}");
+    assert!(bench.guests().contains(&running));
+    // The same guest of a manager of this appliance, which was killed.
+    assignment.appliance = bench.appliance().into();
+    bench.write(&path, &serde_json::to_vec(&assignment).unwrap());
+    let manager = bench.start();
+    assert!(!bench.guests().contains(&running));
+    manager.shutdown(PATIENCE).unwrap();
 }
 
 #[test]

@@ -19,6 +19,8 @@ use crate::xen::limits::{GrantLimits, XEN_DEFAULT};
 
 /// How long one command may take. Creating a guest takes less than a second; a busy or emulated machine needs longer.
 pub(super) const LIMIT: Duration = Duration::from_secs(120);
+/// How long it may take when xenstored is gone: most commands wait for it, for ever.
+pub(super) const LIMIT_ALONE: Duration = Duration::from_secs(10);
 /// So much of what a command prints is kept.
 const MAX_OUTPUT: u64 = 1 << 20;
 /// So much of it is shown in an error.
@@ -42,6 +44,11 @@ impl Xl {
 
     /// Starts a command with `input` as its standard input, which it finds as a file of that name: [`INPUT`].
     pub(super) fn begin(&self, arguments: &[&str], input: &str) -> Result<Running, String> {
+        self.begin_within(arguments, input, LIMIT)
+    }
+
+    /// As [`Xl::begin`]; it is given up after `limit`.
+    pub(super) fn begin_within(&self, arguments: &[&str], input: &str, limit: Duration) -> Result<Running, String> {
         let what = format!("xl {}", arguments.first().unwrap_or(&""));
         self.spawn(arguments, input)
             .map(|(child, pidfd, output)| Running {
@@ -49,7 +56,8 @@ impl Xl {
                 child,
                 pidfd,
                 output,
-                deadline: Instant::now() + LIMIT,
+                limit,
+                deadline: Instant::now() + limit,
                 is_over: false,
             })
             .map_err(|error| format!("{what}: {} cannot be run: {error}", self.0.display()))
@@ -100,6 +108,7 @@ pub(super) struct Running {
     child: Child,
     pidfd: OwnedFd,
     output: File,
+    limit: Duration,
     deadline: Instant,
     is_over: bool,
 }
@@ -122,7 +131,7 @@ impl Running {
             Ok(None) if now < self.deadline => return None,
             Ok(None) => {
                 self.kill();
-                return Some(Err(format!("{} did not end within {} s", self.what, LIMIT.as_secs())));
+                return Some(Err(format!("{} did not end within {} s", self.what, self.limit.as_secs())));
             }
             Err(error) => return Some(Err(format!("{}: {error}", self.what))),
         };

@@ -214,6 +214,11 @@ impl Bench {
         add(&mut lock(&self.machine), &self.store, name, uuid)
     }
 
+    /// As another manager would.
+    pub fn write(&self, path: &str, value: &[u8]) {
+        self.store.connect(0).now().write(path, value).unwrap();
+    }
+
     pub fn fail_create(&self, domain: &str, words: &str) {
         lock(&self.machine).failing_creates.insert(self.guest_name(domain), words.to_owned());
     }

@@ -129,10 +129,12 @@ impl XenPlatform {
                 self.nodes.say(DomainNode::Root(reader), &root)?;
             }
             Step::Revoke(reader) => {
-                self.nodes.unsay(DomainNode::Root(reader))?;
+                // Whatever xenstore says to it: a grant that is not taken back now never will be.
+                let unsaid = self.nodes.unsay(DomainNode::Root(reader));
                 if let Some(domain) = self.readers.remove(&reader) {
                     self.devices.revoke(domain)?;
                 }
+                unsaid?;
             }
             Step::Map { peer, domain, root, bytes } => {
                 let owner = Owner { id: peer, domain, bytes };

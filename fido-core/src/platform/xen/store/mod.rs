@@ -1,4 +1,4 @@
-//! A client of xenstore: over the kernel's xenbus device (guests and dom0) or xenstored's Unix socket (dom0).
+//! A client of xenstore: over xenstored's Unix socket (dom0) or the kernel's xenbus device (guests).
 //!
 //! [`Store`] is a connection that all threads may share; [`View`] is what one sees through it, outside of transactions
 //! ([`Store::now`]) or inside of one ([`Store::transaction`]). Every call is bounded in time. What comes from xenstored
@@ -45,28 +45,36 @@ pub const MAX_ATTEMPTS: u32 = 64;
 pub struct Store(Arc<Connection>);
 
 impl Store {
-    /// Connects by whatever way there is: the device, else the socket.
+    /// Connects by whatever way there is: the socket, which only dom0 has, else the device. A socket that xenstored has left
+    /// ends at once; the device would wait for it for ever.
     ///
     /// # Errors
-    /// [`StoreError::Absent`] or [`StoreError::Privilege`], with what to do.
+    /// [`StoreError::Absent`], [`StoreError::Privilege`] or [`StoreError::Gone`], with what to do.
     pub fn connect() -> Result<Self, StoreError> {
+        Self::connect_by(&SOCKETS, &DEVICES)
+    }
+
+    fn connect_by(sockets: &[&str], devices: &[&str]) -> Result<Self, StoreError> {
         let mut tried = Vec::new();
-        for path in DEVICES {
-            match File::options().read(true).write(true).open(path) {
-                Ok(file) => return Self::found(file.into()),
-                Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
-                    return Err(StoreError::Privilege { path: path.into(), source });
-                }
-                Err(error) => tried.push(format!("{path}: {error}")),
+        let mut passed_over = |path: &str, source: io::Error| match source.kind() {
+            io::ErrorKind::PermissionDenied => Err(StoreError::Privilege { path: path.into(), source }),
+            // There was somebody once.
+            io::ErrorKind::ConnectionRefused => Err(StoreError::Gone),
+            _ => {
+                tried.push(format!("{path}: {source}"));
+                Ok(())
             }
-        }
-        for path in SOCKETS {
+        };
+        for path in sockets {
             match UnixStream::connect(path) {
                 Ok(socket) => return Self::found(socket.into()),
-                Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
-                    return Err(StoreError::Privilege { path: path.into(), source });
-                }
-                Err(error) => tried.push(format!("{path}: {error}")),
+                Err(error) => passed_over(path, error)?,
+            }
+        }
+        for path in devices {
+            match File::options().read(true).write(true).open(path) {
+                Ok(file) => return Self::found(file.into()),
+                Err(error) => passed_over(path, error)?,
             }
         }
         Err(StoreError::Absent { tried: tried.join("; ") })

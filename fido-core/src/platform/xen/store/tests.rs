@@ -283,3 +283,21 @@ proptest! {
         let _ = store.domain_path(1);
     }
 }
+
+#[test]
+fn a_socket_that_nobody_serves_any_more_says_that_xenstored_is_gone() {
+    let folder = std::env::temp_dir().join(format!("fido-store-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let socket = folder.join("socket");
+    let path = socket.to_str().unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    assert!(Store::connect_by(&["/no/such/socket", path], &[]).is_ok());
+    drop(listener);
+    // The device would be there, too, and never answer.
+    let gone = Store::connect_by(&[path], &["/dev/null"]).unwrap_err();
+    assert!(matches!(gone, StoreError::Gone), "{gone}");
+    std::fs::remove_dir_all(&folder).unwrap();
+    let absent = Store::connect_by(&[path], &["/no/such/device"]).unwrap_err();
+    let text = absent.to_string();
+    assert!(matches!(absent, StoreError::Absent { .. }) && text.contains("start xenstored"), "{text}");
+}
