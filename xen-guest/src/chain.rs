@@ -33,6 +33,8 @@ const REPORT_EVERY: u32 = 10;
 const PAGE: usize = 4096;
 /// A pause after each round: the scenario is about deaths, and others need the machine, too.
 const PAUSE: Duration = Duration::from_millis(5);
+/// A pause after a question that was lost: whoever is missing boots, and needs the machine more than who asks in vain.
+const LOST_PAUSE: Duration = Duration::from_millis(50);
 
 /// `[round]`, with the page.
 const QUESTION: u8 = 1;
@@ -164,7 +166,10 @@ impl Top {
     fn take(&mut self, head: Head, domain: &Domain) -> io::Result<()> {
         let expected = self.asked.take();
         match (head.kind, expected) {
-            (LOST, _) => return Ok(()),
+            (LOST, _) => {
+                std::thread::sleep(LOST_PAUSE);
+                return Ok(());
+            }
             (ANSWER, Some(expected)) if head.args[..2] == [self.round, expected] => {}
             _ => return Err(io::Error::other(format!("{head:?} in round {}, expected {expected:?}", self.round))),
         }

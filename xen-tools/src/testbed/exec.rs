@@ -87,13 +87,31 @@ impl Supervisor {
     /// # Errors
     /// A program that cannot be started, fails, or takes longer than `limit`; or the user's wish.
     pub fn run(&self, command: &mut Command, limit: Duration) -> Result<String, ExecError> {
+        let pending = self.begin(command)?;
+        self.finish(pending, limit)
+    }
+
+    /// Begins what [`Supervisor::run`] does, for [`Supervisor::finish`] to end.
+    ///
+    /// # Errors
+    /// A program that cannot be started; the user's wish.
+    pub fn begin(&self, command: &mut Command) -> Result<Pending, ExecError> {
         let what = describe(command);
         let keep = |error| ExecError::Output { what: what.clone(), error };
-        let mut out = tempfile::tempfile().map_err(keep)?;
-        let mut err = tempfile::tempfile().map_err(keep)?;
+        let (out, err) = (tempfile::tempfile().map_err(keep)?, tempfile::tempfile().map_err(keep)?);
         command.stdin(Stdio::null());
         command.stdout(out.try_clone().map_err(keep)?).stderr(err.try_clone().map_err(keep)?);
-        let mut running = self.start(command)?;
+        let running = self.start(command)?;
+        Ok(Pending { running, what, out, err })
+    }
+
+    /// Waits for the end of a program, `limit` from now, and returns what it wrote to its standard output.
+    ///
+    /// # Errors
+    /// As for [`Supervisor::run`].
+    pub fn finish(&self, pending: Pending, limit: Duration) -> Result<String, ExecError> {
+        let Pending { mut running, what, mut out, mut err } = pending;
+        let keep = |error| ExecError::Output { what: what.clone(), error };
         let status = running.wait(self, limit, || Ok(false));
         let text = |file: &mut File| -> Result<String, ExecError> {
             let mut bytes = Vec::new();
@@ -121,6 +139,14 @@ impl Supervisor {
             Err(error) => Err(ExecError::Start { what, error }),
         }
     }
+}
+
+/// A program that runs and whose output is kept. Dropped, it is killed.
+pub struct Pending {
+    running: Running,
+    what: String,
+    out: File,
+    err: File,
 }
 
 /// A program that runs. Dropped, it is killed, with all that it started in its process group.

@@ -131,7 +131,7 @@ pub enum TestbedError {
     #[error("the machine did not {what} within {} s; the end of its console:\n{console}", .limit.as_secs())]
     Silent {
         /// What it should have done.
-        what: &'static str,
+        what: String,
         /// What it had.
         limit: Duration,
         /// The end of its console.
@@ -157,10 +157,11 @@ pub fn run(options: &Options, stop: Receiver<()>, say: &dyn Fn(&str)) -> Result<
     let source = programs::source_tree(&options.source)?;
     step("programs of the host");
     need_programs(&supervisor, options.libxen, &step)?;
-    step("hypervisor, kernel and toolstack from Debian's packages");
+    step("our programs, linked statically; hypervisor, kernel and toolstack from Debian's packages");
+    let building = Programs::begin(&supervisor, &source)?;
     let parts = prepare(&supervisor, options, &source, &step)?;
-    step("our programs, linked statically");
-    let programs = Programs::build(&supervisor, &source, options.libxen)?;
+    step("packages are there");
+    let programs = building.finish(&supervisor, &source, options.libxen)?;
     step("images");
     let folder =
         tempfile::Builder::new().prefix("fido-xen-").tempdir().map_err(io_error(Path::new("temporary folder")))?;

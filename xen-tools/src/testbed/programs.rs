@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::TestbedError;
-use super::exec::Supervisor;
+use super::exec::{Pending, Supervisor};
 use crate::image::guest::Libraries;
 
 /// The GNU target: what is linked statically for it runs in an image without anything else.
@@ -21,12 +21,18 @@ pub struct Programs {
     libxen: Option<PathBuf>,
 }
 
+/// The programs, while cargo builds them.
+pub struct Building {
+    cargo: Pending,
+    target: PathBuf,
+}
+
 impl Programs {
-    /// Builds them from the source tree; with `libxen`, what guests run by way of Xen's own libraries.
+    /// Begins to build them from the source tree.
     ///
     /// # Errors
-    /// What cargo says.
-    pub fn build(supervisor: &Supervisor, source: &Path, libxen: bool) -> Result<Self, TestbedError> {
+    /// There is no cargo.
+    pub fn begin(supervisor: &Supervisor, source: &Path) -> Result<Building, TestbedError> {
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| source.join("target"), PathBuf::from);
         let mut command = Command::new("cargo");
         command.args(["build", "--release", "--locked", "--bins"]);
@@ -35,11 +41,11 @@ impl Programs {
         command.args(["--target", TARGET, "--target-dir"]);
         command.arg(&target).current_dir(source);
         // A target named explicitly keeps the flags away from build scripts, and the files apart from the usual ones.
-        command.env("RUSTFLAGS", "-C target-feature=+crt-static").env("CARGO_PROFILE_RELEASE_STRIP", "true");
+        // What is stripped need not be made first.
+        command.env("RUSTFLAGS", "-C target-feature=+crt-static");
+        command.env("CARGO_PROFILE_RELEASE_STRIP", "true").env("CARGO_PROFILE_RELEASE_DEBUG", "false");
         command.env_remove("CARGO_ENCODED_RUSTFLAGS");
-        supervisor.run(&mut command, LIMIT)?;
-        let libxen = libxen.then(|| build_libxen(supervisor, source, &target.join("libxen"))).transpose()?;
-        Ok(Self { folder: target.join(TARGET).join("release"), libxen })
+        Ok(Building { cargo: supervisor.begin(&mut command)?, target })
     }
 
     /// One of them, for a guest.
@@ -60,6 +66,19 @@ impl Programs {
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
+    }
+}
+
+impl Building {
+    /// Waits until they are built; with `libxen`, builds what guests run by way of Xen's own libraries, too.
+    ///
+    /// # Errors
+    /// What cargo says.
+    pub fn finish(self, supervisor: &Supervisor, source: &Path, libxen: bool) -> Result<Programs, TestbedError> {
+        let Self { cargo, target } = self;
+        supervisor.finish(cargo, LIMIT)?;
+        let libxen = libxen.then(|| build_libxen(supervisor, source, &target.join("libxen"))).transpose()?;
+        Ok(Programs { folder: target.join(TARGET).join("release"), libxen })
     }
 }
 

@@ -29,8 +29,9 @@ pub const REPORT: &str = "report";
 /// How long the machine may take until dom0 reports for the first time.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
-/// How long one scenario may take, its clearing up included. dom0 keeps limits of its own, which are shorter.
-const SCENARIO_LIMIT: Duration = Duration::from_secs(900);
+/// How long one scenario may take, its clearing up included. Longer than what a scenario waits for one thing, after all that
+/// comes before: dom0's own message comes first. Shorter than what `.ci/xen` gives to all together.
+const SCENARIO_LIMIT: Duration = Duration::from_secs(480);
 
 /// What the machine is like.
 #[derive(Clone, Debug)]
@@ -107,7 +108,7 @@ impl Machine {
         let mut running = supervisor.start(&mut command)?;
         let mut reports = Reports { file: File::open(&report).map_err(io_error(&report))?, reader: Reader::default() };
         let console = || last_lines(&String::from_utf8_lossy(&fs::read(folder.join(CONSOLE)).unwrap_or_default()));
-        let mut limit = (BOOT_LIMIT, "boot");
+        let mut limit = (BOOT_LIMIT, "boot".to_owned());
         let mut since = Instant::now();
         loop {
             let tick = Duration::from_millis(50);
@@ -118,7 +119,7 @@ impl Machine {
                     Kind::Note | Kind::File => {}
                     Kind::Passed | Kind::Failed => since = Instant::now(),
                 }
-                limit = (SCENARIO_LIMIT, "run a scenario");
+                limit = (SCENARIO_LIMIT, format!("come to the end of `{}`", frame.name));
                 take(frame)?;
             }
             if let Some(status) = status {
@@ -127,7 +128,7 @@ impl Machine {
                 return Err(ExecError::Failed { what: PROGRAM.to_owned(), status, output }.into());
             }
             if since.elapsed() > limit.0 {
-                return Err(TestbedError::Silent { what: limit.1, limit: limit.0, console: console() });
+                return Err(TestbedError::Silent { what: limit.1.clone(), limit: limit.0, console: console() });
             }
         }
     }

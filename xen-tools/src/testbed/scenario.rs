@@ -37,15 +37,17 @@ pub const ALL: [Scenario; 9] = [
     },
 ];
 
-/// The names that `wanted` stands for: itself, or every one for `all`.
+/// The names that `wanted` stands for: itself, several with commas between them, or every one for `all`.
 #[must_use]
 pub fn names(wanted: &str) -> Option<Vec<String>> {
     let all = ALL.iter().map(|scenario| scenario.name.to_owned());
     if wanted == "all" {
         return Some(all.collect());
     }
-    let found: Vec<String> = all.filter(|name| name == wanted).collect();
-    (!found.is_empty()).then_some(found)
+    let is_there = |name: &str| ALL.iter().any(|scenario| scenario.name == name);
+    // In their own order.
+    let found = all.filter(|name| wanted.split(',').any(|one| one == name)).collect();
+    wanted.split(',').all(is_there).then_some(found)
 }
 
 #[cfg(test)]
@@ -56,7 +58,8 @@ mod tests {
     fn names_are_found_and_all_is_all() {
         assert_eq!(names("boot").unwrap(), ["boot"]);
         assert_eq!(names("all").unwrap().len(), ALL.len());
-        assert_eq!(names("no"), None);
+        assert_eq!((names("no"), names("boot,no"), names("")), (None, None, None));
+        assert_eq!(names("ring,boot").unwrap(), ["boot", "ring"]);
         assert!(ALL.iter().all(|scenario| xen_guest::report::plain_name(scenario.name) == scenario.name));
     }
 }

@@ -91,10 +91,10 @@ fn judge(rows: &[Row]) -> Result<String, Failure> {
     if ping > NONE || pong > NONE { Err(format!("the data path calls Xen: {found}")) } else { Ok(found) }
 }
 
-/// Waits for a phase to begin, and counts within it.
+/// Waits for a phase, and counts within it. One that has begun will do at first: it is seen whether it was over too soon.
 fn one(manager: &Manager, phase: &str) -> Result<[Entries; 3], Failure> {
+    let mut seen = String::new();
     for _ in 0..ATTEMPTS {
-        let seen = note(&manager.status(), PHASE);
         let begins = |status: &Status| {
             let now = note(status, PHASE);
             now != seen && now.ends_with(phase)
@@ -107,7 +107,8 @@ fn one(manager: &Manager, phase: &str) -> Result<[Entries; 3], Failure> {
         }
         let begun = note(&manager.status(), PHASE);
         let entries = listen()?;
-        if note(&manager.status(), PHASE) == begun {
+        seen = note(&manager.status(), PHASE);
+        if seen == begun {
             return Ok(entries);
         }
     }

@@ -46,7 +46,7 @@ pub fn run(machine: &mut Machine, reporter: &mut Reporter) -> Result<String, Fai
     refused("limits", &large, as_it_is, 1, &["put on Xen's command line", "gnttab_max_frames="])?;
     done("Xen's limits are too small")?;
     let nobody = |command: &mut Command| _ = command.uid(NOBODY).gid(NOBODY);
-    refused("nobody", &good, nobody, 1, &["/dev/xen/xenbus cannot be opened", "run as root"])?;
+    refused("nobody", &good, nobody, 1, &["/run/xenstored/socket cannot be opened", "run as root"])?;
     done("no privilege")?;
     {
         let _hidden = [hide("/dev/xen")?, hide("/proc/xen")?, hide("/run/xenstored")?];

@@ -18,7 +18,7 @@ pub const EXIT_CODES: &str = "Exit codes:
 
 #[derive(Args)]
 pub struct Command {
-    /// The scenario, or `all`.
+    /// The scenario, several with commas between them, or `all`.
     #[arg(required_unless_present = "list")]
     scenario: Option<String>,
     /// Only says which scenarios there are.
