@@ -4,13 +4,19 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{GEOMETRY, Rig, pattern};
 use fido_core::addr::Generation;
 use fido_core::foreign::{Foreign, Landing, Region};
+use fido_core::memory::Memory;
 use fido_core::payload::Payload;
 use mmblk::backend::file::{FileDevice, FileOptions};
-use mmblk::backend::memory::MemoryDevice;
+use mmblk::backend::memory::{MemoryDevice, MemoryQueue};
 use mmblk::backend::null::NullQueue;
+use mmblk::layer::Kind;
+use mmblk::layer::delay::Spread;
+use mmblk::layer::fault::{Effect, Fault, Faults, Rule};
 use mmblk::queue::{BlockError, BlockOp, BlockQueue};
 
 const BLOCK: u32 = GEOMETRY.block;
@@ -99,4 +105,37 @@ fn a_file_reaches_it() {
     };
     let device = FileDevice::open(&options).unwrap();
     reaches(&mut Rig::local(true, |memory| (device.queue(memory.clone()).unwrap(), Box::new(dir))), true);
+}
+
+/// Memory to which things happen.
+fn faulty(rules: Vec<Rule>) -> (Rig<Fault<MemoryQueue>>, Faults) {
+    let faults = Faults::new(1, rules);
+    let device = MemoryDevice::new(GEOMETRY).unwrap();
+    let queue = |memory: &Memory| Fault::new(device.queue(memory.clone()).unwrap(), faults.clone()).unwrap();
+    (Rig::local(true, |memory: &Memory| (queue(memory), Box::new(()))), faults)
+}
+
+#[test]
+fn a_device_to_which_nothing_happens_or_that_stalls() {
+    reaches(&mut faulty(Vec::new()).0, true);
+    let short = Spread::of(Duration::from_micros(300));
+    reaches(&mut faulty(vec![Rule::always(&Kind::ALL, Effect::Stall(short))]).0, true);
+}
+
+#[test]
+fn reads_into_foreign_memory_fail_as_others_do() {
+    const BAD: BlockError = BlockError::Io { errno: libc::ENODATA };
+    let once = Rule { times: Some(1), ..Rule::always(&[Kind::Read], Effect::Fail(BAD)) };
+    let die = Rule { after: 1, ..Rule::always(&[Kind::Read], Effect::Die) };
+    let (mut rig, faults) = faulty(vec![once, die]);
+    let guest = guest();
+    let mut read = || {
+        rig.queue.read_into(1, 0, landing(&guest, &[(0, BLOCK)])).unwrap();
+        rig.queue.flush_submissions();
+        rig.completions(1).remove(0).result.map(|data| data.len())
+    };
+    assert_eq!([read(), read()], [Err(BAD), Ok(0)]);
+    const DEAD: BlockError = BlockError::Io { errno: libc::EIO };
+    assert_eq!((read(), faults.is_dead(), faults.injected()), (Err(DEAD), true, 2));
+    assert_eq!(read(), Err(DEAD), "dead as it is");
 }

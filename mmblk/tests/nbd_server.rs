@@ -13,7 +13,7 @@ use fido_core::testing::private_memory;
 use mmblk::backend::memory::MemoryDevice;
 use mmblk::export::nbd::{Limits, Server};
 use mmblk::nbd::MAX_PAYLOAD;
-use mmblk::nbd::haggling::{encode_go, encode_option, option, reply};
+use mmblk::nbd::haggling::{Info, encode_go, encode_option, info, option, reply};
 use mmblk::nbd::transmission::{Chunk, CommandFlags, Reply, Request, chunk, command, error};
 use mmblk::queue::{Geometry, MAX_REQUEST_BYTES};
 use nbd::{Raw, Running, export};
@@ -80,6 +80,38 @@ fn reads_what_was_written_without_copying_it() {
     drop(running);
     assert_eq!(memory.stats().payload_bytes_copied.get(), 0);
     assert!(memory.stats().payload_bytes.get() > 0);
+}
+
+/// What a client that asks now is told of the size.
+fn told_size(running: &Running) -> u64 {
+    let replies = Raw::connect(&running.socket).ask(option::INFO, &encode_go("disk", &[info::EXPORT]));
+    let size = replies.iter().find_map(|(kind, data)| match Info::decode(data) {
+        Some(Info::Export(bytes, _)) if *kind == reply::INFO => Some(bytes),
+        _ => None,
+    });
+    size.unwrap_or_else(|| panic!("no size in {replies:?}"))
+}
+
+#[test]
+fn a_new_size_is_told_to_new_clients_and_holds_for_old_ones() {
+    let device = MemoryDevice::new(GEOMETRY).unwrap();
+    let memory = private_memory(64 << 20);
+    let queues = vec![vec![device.queue(memory.clone()).unwrap()]];
+    let running = Running::start(vec![export("disk")], Limits::default(), &memory, queues);
+    let mut old = Raw::enter(&running.socket, "disk", false);
+    for (cookie, bytes) in (1..).zip([GEOMETRY.bytes * 2, GEOMETRY.bytes / 2]) {
+        device.resize(bytes).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while told_size(&running) != bytes {
+            assert!(Instant::now() < deadline, "no news of {bytes}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        old.request(request(command::READ, cookie, bytes - 512, 512), &[]);
+        assert_eq!(old.reply(), ok(cookie));
+        assert!(old.bytes(512) == [0; 512]);
+        old.request(request(command::READ, cookie, bytes, 512), &[]);
+        assert_eq!(old.reply(), failed(error::EINVAL, cookie));
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use fido_core::foreign::Landing;
 use fido_core::payload::Payload;
 use fido_core::wait::{PeerView, Source, WakeId};
 
@@ -160,15 +161,23 @@ struct Passing {
     cuts: bool,
 }
 
+/// What is asked of a queue.
+#[derive(Debug)]
+enum Asked {
+    Op(BlockOp),
+    /// A read into foreign memory: first byte, and where to.
+    Into(u64, Landing),
+}
+
 /// A queue to which things happen.
 #[derive(Debug)]
 pub struct Fault<Q> {
     queue: Q,
     faults: Faults,
     passing: Slab<Passing>,
-    stalled: Later<(u64, BlockOp)>,
+    stalled: Later<(u64, Asked)>,
     /// For which the wrapped queue has had no room.
-    blocked: VecDeque<(Passing, BlockOp)>,
+    blocked: VecDeque<(Passing, Asked)>,
     finished: Finished,
 }
 
@@ -188,12 +197,18 @@ impl<Q: BlockQueue> Fault<Q> {
         self.passing.len() + self.stalled.len() + self.blocked.len() + self.finished.len()
     }
 
-    fn pass(&mut self, passing: Passing, op: BlockOp) {
+    fn pass(&mut self, passing: Passing, asked: Asked) {
         let number = self.passing.insert(passing);
-        if let Err(busy) = self.queue.submit(number, op)
+        let refused = match asked {
+            Asked::Op(op) => self.queue.submit(number, op).err().map(|Busy(op)| Asked::Op(op)),
+            Asked::Into(offset, landing) => {
+                self.queue.read_into(number, offset, landing).err().map(|landing| Asked::Into(offset, landing))
+            }
+        };
+        if let Some(asked) = refused
             && let Some(passing) = self.passing.remove(number)
         {
-            self.blocked.push_back((passing, busy.0));
+            self.blocked.push_back((passing, asked));
         }
     }
 
@@ -202,13 +217,13 @@ impl<Q: BlockQueue> Fault<Q> {
         let block = u64::from(self.queue.geometry().block);
         let most = (op.payload_bytes() / block).saturating_sub(1);
         let Some((effect, choice, wait)) = self.faults.decide(&op, most) else {
-            return self.pass(Passing { id, cuts: false }, op);
+            return self.pass(Passing { id, cuts: false }, Asked::Op(op));
         };
         match effect {
             Effect::Fail(error) => self.finished.push(id, Err(error)),
             Effect::Lose => self.finished.push(id, Ok(Payload::new())),
             Effect::Tear | Effect::Cut => self.tear(id, op, choice * block, effect == Effect::Cut),
-            Effect::Stall(_) => self.stalled.push(Instant::now() + wait.least, (id, op)),
+            Effect::Stall(_) => self.stalled.push(Instant::now() + wait.least, (id, Asked::Op(op))),
             Effect::Die => {
                 self.faults.kill();
                 self.finished.push(id, Err(DEAD));
@@ -221,7 +236,7 @@ impl<Q: BlockQueue> Fault<Q> {
         match op {
             BlockOp::Write { offset, mut data, durable } if len > 0 => {
                 let data = data.split_to(len);
-                self.pass(Passing { id, cuts }, BlockOp::Write { offset, data, durable });
+                self.pass(Passing { id, cuts }, Asked::Op(BlockOp::Write { offset, data, durable }));
             }
             _ if cuts => {
                 self.faults.kill();
@@ -252,9 +267,38 @@ impl<Q: BlockQueue> BlockQueue for Fault<Q> {
         if self.faults.is_dead() {
             self.finished.push(id, Err(DEAD));
         } else if self.queue.geometry().check(&op).is_err() {
-            self.pass(Passing { id, cuts: false }, op);
+            self.pass(Passing { id, cuts: false }, Asked::Op(op));
         } else {
             self.meet_fate(id, op);
+        }
+        Ok(())
+    }
+
+    fn reaches_foreign(&self) -> bool {
+        self.queue.reaches_foreign()
+    }
+
+    fn read_into(&mut self, id: u64, offset: u64, landing: Landing) -> Result<(), Landing> {
+        if !self.queue.reaches_foreign() || self.count() >= self.queue.geometry().depth as usize {
+            return Err(landing);
+        }
+        if self.faults.is_dead() {
+            self.finished.push(id, Err(DEAD));
+            return Ok(());
+        }
+        // To the rules it is the read that it is; one that is wrong in itself is the wrapped queue's to refuse.
+        let is_right = self.queue.geometry().check_read_into(offset, &landing).is_ok();
+        let read = u32::try_from(landing.len()).ok().filter(|_| is_right).map(|len| BlockOp::Read { offset, len });
+        let asked = Asked::Into(offset, landing);
+        match read.and_then(|read| self.faults.decide(&read, 0)) {
+            Some((Effect::Fail(error), ..)) => self.finished.push(id, Err(error)),
+            Some((Effect::Stall(_), _, wait)) => self.stalled.push(Instant::now() + wait.least, (id, asked)),
+            Some((Effect::Die, ..)) => {
+                self.faults.kill();
+                self.finished.push(id, Err(DEAD));
+            }
+            // The other effects are none on reads.
+            _ => self.pass(Passing { id, cuts: false }, asked),
         }
         Ok(())
     }

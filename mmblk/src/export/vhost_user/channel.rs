@@ -82,10 +82,13 @@ pub fn send(socket: &UnixStream, message: &[u8], fd: Option<&OwnedFd>) -> io::Re
     if let Some(fd) = &fds {
         ancillary.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(fd)));
     }
-    let mut sent = rustix::net::sendmsg(socket, &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    // Descriptors go with the first byte, and with no other.
+    let mut sent = rustix::io::retry_on_intr(|| {
+        rustix::net::sendmsg(socket, &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL)
+    })?;
     while sent < message.len() {
         let rest = message.get(sent..).unwrap_or_default();
-        sent += rustix::net::send(socket, rest, SendFlags::NOSIGNAL)?;
+        sent += rustix::io::retry_on_intr(|| rustix::net::send(socket, rest, SendFlags::NOSIGNAL))?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ pub struct Tools {
 #[derive(Debug)]
 pub struct Worker {
     shared: Arc<Shared>,
-    thread: JoinHandle<(Queue, u16)>,
+    thread: JoinHandle<Option<(Queue, u16)>>,
 }
 
 impl Worker {
@@ -81,11 +81,21 @@ impl Worker {
             Ok(made) => made,
             Err(error) => return Err((error, serving.end().0)),
         };
-        let loops =
-            Loop { ring, serving, kick: Bell::from_fd(tools.kick), bell, waiter, shared: shared.clone(), broken: None };
+        // The thread is there before it is given anything: a system that has none leaves the queue here.
+        let (give, take) = mpsc::channel::<Loop>();
         let (call, error, resized) = (tools.call, tools.error, tools.resized);
-        let thread = std::thread::spawn(move || loops.run(&call, &error, &*resized));
-        Ok(Self { shared, thread })
+        let serve = move || take.recv().ok().map(|loops| loops.run(&call, &error, &*resized));
+        let thread = match std::thread::Builder::new().name(format!("vhost-user {ring}")).spawn(serve) {
+            Ok(thread) => thread,
+            Err(error) => return Err((error, serving.end().0)),
+        };
+        let kick = Bell::from_fd(tools.kick);
+        let loops = Loop { ring, serving, kick, bell, waiter, shared: shared.clone(), stopping: false, broken: None };
+        match give.send(loops) {
+            Ok(()) => Ok(Self { shared, thread }),
+            // It waits for just that.
+            Err(mpsc::SendError(loops)) => Err((io::ErrorKind::BrokenPipe.into(), loops.serving.end().0)),
+        }
     }
 
     /// Stops when all that is under way has ended. Returns the queue, unless the thread has panicked, and the position of
@@ -93,7 +103,7 @@ impl Worker {
     pub fn stop(self) -> Option<(Queue, u16)> {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.bell.ring();
-        self.thread.join().ok()
+        self.thread.join().ok().flatten()
     }
 }
 
@@ -104,6 +114,8 @@ struct Loop {
     bell: Bell,
     waiter: Waiter,
     shared: Arc<Shared>,
+    /// It has been seen that this is to end.
+    stopping: bool,
     broken: Option<RingError>,
 }
 
@@ -111,6 +123,7 @@ impl Loop {
     fn run(mut self, call: &Call, error: &Call, resized: &dyn Fn(Geometry)) -> (Queue, u16) {
         loop {
             let stopping = self.shared.stop.load(Ordering::Acquire);
+            self.stopping = stopping;
             if stopping && (self.broken.is_some() || self.serving.is_idle()) {
                 // What a broken ring has under way ends before its queue serves another.
                 while self.broken.is_some() && self.serving.has_flights() {
@@ -145,7 +158,7 @@ impl Loop {
 
     fn wait(&mut self) -> io::Result<()> {
         let timeout = self.serving.is_blocked().then_some(LOOK);
-        let mut stop = Stop { bell: &self.bell, shared: &self.shared };
+        let mut stop = Stop { bell: &self.bell, shared: &self.shared, seen: self.stopping };
         if self.broken.is_some() {
             let queue: &mut Queue = self.serving.queue();
             return self.waiter.idle(&mut [&mut stop, &mut **queue], Some(Duration::from_millis(100)));
@@ -159,6 +172,8 @@ impl Loop {
 struct Stop<'a> {
     bell: &'a Bell,
     shared: &'a Shared,
+    /// Then it is the device's turn, for which this must not keep anybody awake.
+    seen: bool,
 }
 
 impl Source for Stop<'_> {
@@ -175,7 +190,7 @@ impl Source for Stop<'_> {
     }
 
     fn ready(&mut self) -> bool {
-        self.shared.stop.load(Ordering::Acquire)
+        !self.seen && self.shared.stop.load(Ordering::Acquire)
     }
 }
 
