@@ -1,5 +1,6 @@
 //! MMNet: byte streams and Ethernet frames between domains, by address.
 
+pub mod capture;
 pub mod component;
 pub mod frame;
 pub mod layer;

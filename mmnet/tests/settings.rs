@@ -17,6 +17,7 @@ fn the_documentations_appliance_is_one() {
     // Programs are looked for beside the running one, which this test is not.
     let manifest = manifest
         .replace("\"mmnet-switch\"", &format!("{:?}", env!("CARGO_BIN_EXE_mmnet-switch")))
+        .replace("\"mmnet-capture\"", &format!("{:?}", env!("CARGO_BIN_EXE_mmnet-capture")))
         .replace("\"mmnet-tap\"", &format!("{:?}", env!("CARGO_BIN_EXE_mmnet-tap")));
     let parsed = Manifest::parse(&format!("appliance{manifest}"), "docs/mmnet.md");
     let manifest = parsed.unwrap_or_else(|error| panic!("{error}"));
@@ -47,6 +48,7 @@ fn complaint(program: &str, settings: &str) -> String {
 #[test]
 fn a_setting_that_makes_no_sense_is_named() {
     let (switch, tap) = (env!("CARGO_BIN_EXE_mmnet-switch"), env!("CARGO_BIN_EXE_mmnet-tap"));
+    let capture = env!("CARGO_BIN_EXE_mmnet-capture");
     for (program, name, settings, part) in [
         (switch, "mmnet-switch", "stations = 0", "0 stations"),
         (switch, "mmnet-switch", "age = 0", "forgotten"),
@@ -60,6 +62,8 @@ fn a_setting_that_makes_no_sense_is_named() {
         (tap, "mmnet-tap", "", "params.device"),
         (tap, "mmnet-tap", "device = \"a/b\"", "a/b"),
         (tap, "mmnet-tap", "device = \"tap0\"\nmtu = 100", "100"),
+        (capture, "mmnet-capture", "", "params.file"),
+        (capture, "mmnet-capture", "file = \"/nowhere/a\"", "/nowhere/a"),
     ] {
         let said = complaint(program, settings);
         assert!(said.starts_with(&format!("{name}: ")) && said.contains(part), "{settings}: {said}");

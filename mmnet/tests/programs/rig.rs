@@ -28,6 +28,13 @@ pub fn run(words: &[&str]) -> String {
     text
 }
 
+/// Runs a program, which must succeed, and returns what it says on its standard output.
+pub fn said(words: &[&str]) -> String {
+    let found = output(words, "60");
+    assert!(found.status.success(), "{words:?}: {}", String::from_utf8_lossy(&found.stderr));
+    String::from_utf8_lossy(&found.stdout).into_owned()
+}
+
 /// A network namespace, removed with all that is in it.
 pub struct Space {
     pub name: String,

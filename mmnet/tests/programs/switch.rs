@@ -5,10 +5,10 @@ use std::time::Duration;
 use crate::rig::{Appliance, Space};
 
 /// A switch with settings for it, and the spaces at it.
-type Hub<'a> = (&'a str, &'a str, &'a [&'a Space]);
+pub type Hub<'a> = (&'a str, &'a str, &'a [&'a Space]);
 
 /// The switches, a TAP domain `t1`, `t2`, … for each space, and their links; all may read each other.
-fn manifest(hubs: &[Hub<'_>]) -> String {
+pub fn manifest(hubs: &[Hub<'_>]) -> String {
     let program = env!("CARGO_BIN_EXE_mmnet-switch");
     let names = hubs.iter().flat_map(|(switch, _, spaces)| {
         std::iter::once((*switch).to_owned()).chain(spaces.iter().map(|space| format!("t{}", space.number)))
