@@ -42,10 +42,10 @@ pub fn server(space: &Space) -> Running {
     running
 }
 
-/// A client in that namespace, until it has done what it shall.
-pub fn client(space: &Space, role: &str) -> String {
+/// A client in that namespace, until it has done what it shall, within so many seconds.
+pub fn client(space: &Space, role: &str, seconds: usize) -> String {
     let words = words(role);
-    space.run(&words.each_ref().map(|word| &**word))
+    space.run_for(&words.each_ref().map(|word| &**word), seconds)
 }
 
 /// The bytes of a stream from `at` on: other ones everywhere.

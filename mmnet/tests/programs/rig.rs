@@ -9,11 +9,13 @@ use conn_mgr::manifest::Manifest;
 
 /// Bytes of the buffers that a TAP port keeps for the next frame, as the heap rounds them up.
 const NEXT_FRAME: u64 = 2048 + 2 * 32_768;
+/// Seconds that a program may take.
+const LIMIT: &str = "60";
 /// Longer than anything here takes.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 fn output(words: &[&str], seconds: &str) -> Output {
-    let found = Command::new("timeout").arg(seconds).args(words).output().unwrap();
+    let found = Command::new("timeout").arg(seconds).args(words).stdin(Stdio::null()).output().unwrap();
     let said = || String::from_utf8_lossy(&found.stderr).into_owned();
     assert_ne!(found.status.code(), Some(127), "{words:?}: .ci/net installs what is missing: {}", said());
     assert_ne!(found.status.code(), Some(124), "{words:?} takes longer than {seconds} s: {}", said());
@@ -22,7 +24,11 @@ fn output(words: &[&str], seconds: &str) -> Output {
 
 /// Runs a program, which must succeed, and returns what it says.
 pub fn run(words: &[&str]) -> String {
-    let found = output(words, "60");
+    run_for(words, LIMIT)
+}
+
+fn run_for(words: &[&str], seconds: &str) -> String {
+    let found = output(words, seconds);
     let text = String::from_utf8_lossy(&found.stdout).into_owned() + &String::from_utf8_lossy(&found.stderr);
     assert!(found.status.success(), "{words:?} ends with {}: {text}", found.status);
     text
@@ -30,7 +36,7 @@ pub fn run(words: &[&str]) -> String {
 
 /// Runs a program, which must succeed, and returns what it says on its standard output.
 pub fn said(words: &[&str]) -> String {
-    let found = output(words, "60");
+    let found = output(words, LIMIT);
     assert!(found.status.success(), "{words:?}: {}", String::from_utf8_lossy(&found.stderr));
     String::from_utf8_lossy(&found.stdout).into_owned()
 }
@@ -81,9 +87,14 @@ impl Space {
         run(&self.inside(words))
     }
 
+    /// The same for one that may take so many seconds.
+    pub fn run_for(&self, words: &[&str], seconds: usize) -> String {
+        run_for(&self.inside(words), &seconds.to_string())
+    }
+
     /// Runs a program in it, which must not succeed.
     pub fn fails(&self, words: &[&str]) {
-        let found = output(&self.inside(words), "60");
+        let found = output(&self.inside(words), LIMIT);
         assert!(!found.status.success(), "{words:?} succeeds");
     }
 
