@@ -3,7 +3,7 @@
 use crate::peer;
 use crate::rig::{Appliance, Space};
 
-/// Connections that are made one after the other; FIDO_CONNECTIONS says another number (100000 takes some minutes).
+/// Connections that are made one after the other; FIDO_CONNECTIONS says another number (100000 take less than a minute).
 const CONNECTIONS: usize = 2000;
 
 fn wire(a: &Space, b: &Space, settings: &str) -> Appliance {
