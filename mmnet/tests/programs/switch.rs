@@ -40,7 +40,7 @@ fn the_others_go_on_when_a_domain_or_the_switch_dies_under_load_and_all_buffers_
     let _server = b.start(&["iperf3", "-s"]);
     b.wait_for_port(5201);
     std::thread::scope(|scope| {
-        let load = scope.spawn(|| a.run(&["iperf3", "-c", &b.v4(), "--bidir", "-t", "3"]));
+        let load = scope.spawn(|| a.run(&["iperf3", "-c", &b.v4(), "--bidir", "-t", "5"]));
         std::thread::sleep(Duration::from_millis(300));
         appliance.kill("t3");
         std::thread::sleep(Duration::from_millis(200));

@@ -43,7 +43,7 @@ fn connections_survive_the_death_of_either_end_and_all_buffers_come_back() {
     let _server = b.start(&["iperf3", "-s"]);
     b.wait_for_port(5201);
     std::thread::scope(|scope| {
-        let load = scope.spawn(|| a.run(&["iperf3", "-c", &b.v4(), "--bidir", "-t", "3"]));
+        let load = scope.spawn(|| a.run(&["iperf3", "-c", &b.v4(), "--bidir", "-t", "5"]));
         for name in ["a", "b", "a"] {
             std::thread::sleep(Duration::from_millis(300));
             assert!(!load.is_finished(), "under load");
