@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
+#[path = "common/program.rs"]
+mod program;
 mod raid_faults;
 mod raid_rig;
 

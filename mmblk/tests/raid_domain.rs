@@ -1,11 +1,11 @@
-//! A RAID 5 of image files in a disk domain that is killed in the middle of partial-stripe writes while a member fails,
-//! over and over, with real processes under the real manager. The user of the disk goes on and finds every byte that was
-//! acknowledged. Between the rounds the failed image is replaced by an empty one and rebuilt.
+//! `mmblk-disk` with a RAID 5 of image files, killed in the middle of partial-stripe writes while a member is lost, over and
+//! over, with real processes under the real manager, and two front ends over two lanes each. One is greedy; the other goes
+//! on and finds every byte that was acknowledged. Between the rounds the lost image is replaced by an empty one and
+//! rebuilt.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
-use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,18 +13,19 @@ use conn_mgr::manager::{Manager, Options, Status};
 use conn_mgr::manifest::Manifest;
 use fido_core::domain::{Domain, Notice};
 use fido_core::memory::Memory;
+use fido_core::payload::Payload;
 use fido_core::platform::host::protocol::SOCKET_VARIABLE;
 use fido_core::testing::private_memory;
 use fido_core::wait::Source;
-use mmblk::backend::file::{FileDevice, FileOptions, FileQueue};
-use mmblk::backend::raid::assemble::{AssembleError, assemble};
+use mmblk::backend::file::{FileDevice, FileOptions};
+use mmblk::backend::raid::assemble::assemble;
 use mmblk::backend::raid::create::{CreateOptions, create};
 use mmblk::backend::raid::layout::Level;
 use mmblk::backend::raid::superblock::Role;
-use mmblk::backend::raid::{MemberQueue, RaidError, RaidOptions, RaidQueue};
-use mmblk::link::back::BackEnd;
+use mmblk::backend::raid::{MemberQueue, RaidOptions};
+use mmblk::link::device::LinkDevice;
 use mmblk::link::front::LinkQueue;
-use mmblk::queue::{BlockCompletion, BlockError, BlockOp, BlockQueue, Busy, Features, Geometry};
+use mmblk::queue::{BlockCompletion, BlockOp, BlockQueue};
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,7 +47,7 @@ fn component() {
     if std::env::var_os(SOCKET_VARIABLE).is_some() {
         let domain = Domain::join().unwrap();
         match domain.name() {
-            "disk" => disk(domain),
+            "greedy" => greedy(&domain),
             _ => user(&domain),
         }
         std::process::exit(0);
@@ -57,164 +58,13 @@ fn image(folder: &Path, member: usize) -> PathBuf {
     folder.join(format!("member{member}"))
 }
 
-/// While there is such a file the member fails.
-fn failing(folder: &Path, member: usize) -> PathBuf {
-    folder.join(format!("failing{member}"))
+fn bytes() -> u64 {
+    (1 << 20) + STRIPES * u64::from(CHUNK)
 }
 
 fn open(folder: &Path, member: usize) -> FileDevice {
-    let bytes = (1 << 20) + STRIPES * u64::from(CHUNK);
-    let options = FileOptions { create_bytes: Some(bytes), block: 512, ..FileOptions::new(image(folder, member)) };
+    let options = FileOptions { create_bytes: Some(bytes()), block: 512, ..FileOptions::new(image(folder, member)) };
     FileDevice::open(&options).unwrap()
-}
-
-/// A member that fails as soon as it is told to.
-struct Mortal {
-    queue: FileQueue,
-    failing: PathBuf,
-    failed: Vec<u64>,
-}
-
-impl BlockQueue for Mortal {
-    fn geometry(&self) -> Geometry {
-        self.queue.geometry()
-    }
-
-    fn features(&self) -> Features {
-        self.queue.features()
-    }
-
-    fn submit(&mut self, id: u64, op: BlockOp) -> Result<(), Busy> {
-        if self.failing.exists() {
-            self.failed.push(id);
-            return Ok(());
-        }
-        self.queue.submit(id, op)
-    }
-
-    fn poll(&mut self) -> Option<BlockCompletion> {
-        let failed = self.failed.pop().map(|id| BlockCompletion { id, result: Err(BlockError::Io { errno: 5 }) });
-        failed.or_else(|| self.queue.poll())
-    }
-
-    fn flush_submissions(&mut self) {
-        self.queue.flush_submissions();
-    }
-}
-
-impl Source for Mortal {
-    fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.queue.wake_fd()
-    }
-
-    fn ready(&mut self) -> bool {
-        !self.failed.is_empty() || self.queue.ready()
-    }
-}
-
-/// An array that tells the manager how many of its members are whole.
-struct Told {
-    array: RaidQueue,
-    domain: &'static Domain,
-    whole: usize,
-}
-
-impl BlockQueue for Told {
-    fn geometry(&self) -> Geometry {
-        self.array.geometry()
-    }
-
-    fn features(&self) -> Features {
-        self.array.features()
-    }
-
-    fn submit(&mut self, id: u64, op: BlockOp) -> Result<(), Busy> {
-        self.array.submit(id, op)
-    }
-
-    fn poll(&mut self) -> Option<BlockCompletion> {
-        let completion = self.array.poll();
-        if completion.is_none() {
-            let whole = self.array.status().roles.iter().filter(|role| **role == Role::Active).count();
-            if whole != self.whole {
-                self.whole = whole;
-                self.domain.ready(&[("whole", whole.to_string())]).unwrap();
-            }
-        }
-        completion
-    }
-
-    fn flush_submissions(&mut self) {
-        self.array.flush_submissions();
-    }
-}
-
-impl Source for Told {
-    fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.array.wake_fd()
-    }
-
-    fn arm(&mut self) {
-        self.array.arm();
-    }
-
-    fn ready(&mut self) -> bool {
-        self.array.ready()
-    }
-
-    fn disarm(&mut self) {
-        self.array.disarm();
-    }
-}
-
-/// Serves the array of the images that do not fail. Those without a superblock are spares.
-fn disk(domain: Domain) {
-    let domain: &'static Domain = Box::leak(Box::new(domain));
-    let folder: PathBuf = domain.required_param("folder").unwrap();
-    let memory = domain.memory();
-    let devices: Vec<(usize, FileDevice)> = (0..MEMBERS)
-        .filter(|member| !failing(&folder, *member).exists())
-        .map(|member| (member, open(&folder, member)))
-        .collect();
-    let queue = |at: usize| {
-        let (member, device) = &devices[at];
-        let queue = device.queue(memory.clone()).unwrap();
-        MemberQueue::new(Mortal { queue, failing: failing(&folder, *member), failed: Vec::new() })
-    };
-    let array = put_together(devices.len(), queue, &memory);
-    let lane = domain.take_lane("disk", 0).unwrap();
-    let mut back = BackEnd::new(lane, Told { array, domain, whole: 0 }).unwrap();
-    domain.ready(&[]).unwrap();
-    let (mut notices, mut waiter) = (domain.notices().unwrap(), domain.waiter().unwrap());
-    while notices.poll() != Some(Notice::Shutdown) {
-        if back.poll() {
-            waiter.busy();
-            continue;
-        }
-        back.flush();
-        let mut sources: Vec<&mut dyn Source> = vec![&mut notices];
-        sources.extend(back.sources());
-        waiter.idle(&mut sources, None).unwrap();
-    }
-}
-
-fn put_together(count: usize, queue: impl Fn(usize) -> MemberQueue, memory: &Memory) -> RaidQueue {
-    let mut members: Vec<usize> = (0..count).collect();
-    let mut spares = Vec::new();
-    let options = RaidOptions { allow_degraded: true, ..RaidOptions::default() };
-    loop {
-        match assemble(members.iter().map(|at| queue(*at)).collect(), None, options, memory) {
-            Ok(mut array) => {
-                spares.iter().for_each(|at| array.add_spare(queue(*at)).unwrap());
-                return array;
-            }
-            // One that is new, and one that has missed something: both are to be filled again.
-            Err(RaidError::Assemble(
-                AssembleError::NoSuperblock { member, .. } | AssembleError::Stale { member, .. },
-            )) => spares.push(members.remove(member)),
-            Err(error) => panic!("{error}"),
-        }
-    }
 }
 
 /// What a write has put into a sector.
@@ -229,7 +79,7 @@ fn content(number: u64, sector: u64) -> [u8; SECTOR] {
 
 /// The user of the disk, and what it knows to be on it.
 struct User {
-    queue: LinkQueue,
+    queues: Vec<LinkQueue>,
     memory: Memory,
     known: Vec<u64>,
     flying: BTreeMap<u64, (u64, u64, bool)>,
@@ -260,7 +110,8 @@ impl User {
         } else {
             BlockOp::Read { offset, len: count as u32 * SECTOR as u32 }
         };
-        self.queue.submit(id, op).unwrap();
+        let queue = id as usize % self.queues.len();
+        self.queues[queue].submit(id, op).unwrap();
         self.flying.insert(id, (at, count, is_write));
         true
     }
@@ -283,10 +134,10 @@ impl User {
 
 /// Writes parts of stripes, and looks at everything now and then.
 fn user(domain: &Domain) {
-    let queue = LinkQueue::connect(domain.take_lane("disk", 0).unwrap(), PATIENCE).unwrap();
-    let sectors = queue.geometry().bytes / SECTOR as u64;
+    let queues = connect(domain, "disk");
+    let sectors = half(&queues) / SECTOR as u64;
     let known = vec![0; sectors as usize];
-    let mut user = User { queue, memory: domain.memory(), known, flying: BTreeMap::new(), next: 0, random: 1 };
+    let mut user = User { queues, memory: domain.memory(), known, flying: BTreeMap::new(), next: 0, random: 1 };
     domain.ready(&[]).unwrap();
     let (mut notices, mut waiter) = (domain.notices().unwrap(), domain.waiter().unwrap());
     let (mut writes, mut looked, mut sweeps) = (0, 0, 0u64);
@@ -318,17 +169,79 @@ fn user(domain: &Domain) {
                 break;
             }
         }
-        user.queue.flush_submissions();
-        while let Some(completion) = user.queue.poll() {
-            user.ended(completion);
-            busy = true;
+        for index in 0..user.queues.len() {
+            user.queues[index].flush_submissions();
+            while let Some(completion) = user.queues[index].poll() {
+                user.ended(completion);
+                busy = true;
+            }
         }
         if busy {
             waiter.busy();
         } else {
-            waiter.idle(&mut [&mut notices, &mut user.queue], Some(PATIENCE)).unwrap();
+            let mut sources: Vec<&mut dyn Source> = vec![&mut notices];
+            sources.extend(user.queues.iter_mut().map(|queue| queue as &mut dyn Source));
+            waiter.idle(&mut sources, Some(PATIENCE)).unwrap();
         }
     }
+}
+
+/// A queue for each lane of a link.
+fn connect(domain: &Domain, link: &str) -> Vec<LinkQueue> {
+    let device = LinkDevice::connect(domain.take_lanes(link).unwrap(), PATIENCE).unwrap();
+    std::iter::from_fn(|| device.queue()).collect()
+}
+
+/// What each of the two front ends has of the disk.
+fn half(queues: &[LinkQueue]) -> u64 {
+    queues[0].geometry().bytes / 2 / SECTOR as u64 * SECTOR as u64
+}
+
+/// Has as much under way in the other half of the disk as it can, always.
+fn greedy(domain: &Domain) {
+    let mut queues = connect(domain, "more");
+    let (half, memory) = (half(&queues), domain.memory());
+    domain.ready(&[]).unwrap();
+    let (mut notices, mut waiter) = (domain.notices().unwrap(), domain.waiter().unwrap());
+    let (mut number, mut ended) = (0u64, 0u64);
+    while notices.poll() != Some(Notice::Shutdown) {
+        let mut busy = false;
+        for queue in &mut queues {
+            loop {
+                let offset = half + number * 7919 * SECTOR as u64 % (half - (16 << 10));
+                let op = match number % 4 {
+                    0 => BlockOp::Write { offset, data: payload(&memory, number), durable: false },
+                    _ => BlockOp::Read { offset, len: 16 << 10 },
+                };
+                if queue.submit(number, op).is_err() {
+                    break;
+                }
+                number += 1;
+            }
+            queue.flush_submissions();
+            while let Some(completion) = queue.poll() {
+                completion.result.unwrap_or_else(|error| panic!("request {}: {error}", completion.id));
+                ended += 1;
+                busy = true;
+                if ended.is_multiple_of(256) {
+                    domain.ready(&[("ended", ended.to_string())]).unwrap();
+                }
+            }
+        }
+        if busy {
+            waiter.busy();
+        } else {
+            let mut sources: Vec<&mut dyn Source> = vec![&mut notices];
+            sources.extend(queues.iter_mut().map(|queue| queue as &mut dyn Source));
+            waiter.idle(&mut sources, Some(PATIENCE)).unwrap();
+        }
+    }
+}
+
+fn payload(memory: &Memory, number: u64) -> Payload {
+    let mut buf = memory.alloc(2048).unwrap();
+    buf.as_mut_slice().fill(number as u8);
+    buf.into_payload()
 }
 
 fn manifest(folder: &Path) -> String {
@@ -336,21 +249,34 @@ fn manifest(folder: &Path) -> String {
     let component = format!(
         "program = {program:?}\nargs = [\"component\", \"--exact\", \"--nocapture\", \"--test-threads=1\"]\narena = \"32MiB\"\n"
     );
+    let members: Vec<String> =
+        (0..MEMBERS).map(|member| format!("file:{},block=512", image(folder, member).display())).collect();
     format!(
         r#"
         appliance = "test"
         [domain.user]
         {component}
-        [domain.disk]
+        [domain.greedy]
         {component}
+        [domain.disk]
+        program = {disk:?}
+        arena = "32MiB"
         restart-delay = "1ms"
         restart-limit = 100
         [domain.disk.params]
-        folder = {folder:?}
+        device = "raid5(degraded=yes,replace=yes,depth=32; {members})"
+        threads = 2
         [[link]]
         name = "disk"
         between = ["user", "disk"]
-        "#
+        lanes = 2
+        [[link]]
+        name = "more"
+        between = ["greedy", "disk"]
+        lanes = 2
+        "#,
+        disk = env!("CARGO_BIN_EXE_mmblk-disk"),
+        members = members.join("; "),
     )
 }
 
@@ -367,7 +293,9 @@ fn a_killed_disk_and_a_failed_member_lose_nothing() {
     let manager = Manager::start(manifest, options).unwrap();
     manager.wait_ready(PATIENCE).unwrap_or_else(|error| panic!("{error}: {:#?}", manager.status()));
     let until = |what: &str, done: &dyn Fn(&Status) -> bool| {
-        let is_lost = |status: &Status| status.domain("user").is_none_or(|user| user.generation != 1);
+        let is_lost = |status: &Status| {
+            ["user", "greedy"].iter().any(|name| status.domain(name).is_none_or(|user| user.generation != 1))
+        };
         let came = manager.wait_until(PATIENCE, |status| is_lost(status) || done(status));
         let status = manager.status();
         assert!(came && !is_lost(&status), "{what}: {status:#?}");
@@ -379,30 +307,28 @@ fn a_killed_disk_and_a_failed_member_lose_nothing() {
     };
     let mut random = 7_u64;
     let rounds = std::env::var("RAID_ROUNDS").map_or(ROUNDS, |rounds| rounds.parse().unwrap());
-    for round in 0..rounds {
+    for _ in 0..rounds {
         swept("before the kill");
         until("a whole array", &|status| note(status, "disk", "whole") == MEMBERS as u64);
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         std::thread::sleep(Duration::from_millis(random >> 58));
         let member = (random >> 33) as usize % MEMBERS;
         let generation = manager.status().domain("disk").unwrap().generation;
-        std::fs::write(failing(folder.path(), member), "").unwrap();
-        if round % 2 == 1 {
-            // It has noticed the failure in some rounds, and dies of it being at it.
-            std::thread::sleep(Duration::from_millis(random >> 60));
-        }
+        // What it has still open goes with it: the member is lost with the crash.
+        std::fs::remove_file(image(folder.path(), member)).unwrap();
         manager.kill("disk").unwrap();
         until("a new disk", &|status| status.domain("disk").is_some_and(|disk| disk.generation > generation));
         swept("without the failed member");
         // A new image in its place; the disk takes it up when it starts the next time.
-        std::fs::remove_file(image(folder.path(), member)).unwrap();
-        std::fs::remove_file(failing(folder.path(), member)).unwrap();
+        assert_eq!(note(&manager.status(), "disk", "whole"), MEMBERS as u64 - 1);
+        drop(open(folder.path(), member));
         let generation = manager.status().domain("disk").unwrap().generation;
         manager.kill("disk").unwrap();
         until("a disk with a spare", &|status| status.domain("disk").is_some_and(|disk| disk.generation > generation));
     }
     until("a whole array", &|status| note(status, "disk", "whole") == MEMBERS as u64);
     swept("at the end");
+    assert!(note(&manager.status(), "greedy", "ended") > 0, "the other one was served as well");
     manager.shutdown(PATIENCE).unwrap();
     scrub(folder.path());
 }
@@ -420,8 +346,9 @@ fn make(folder: &Path) {
 fn scrub(folder: &Path) {
     let memory = private_memory(16 << 20);
     let devices: Vec<FileDevice> = (0..MEMBERS).map(|member| open(folder, member)).collect();
-    let queue = |at: usize| MemberQueue::new(devices[at].queue(memory.clone()).unwrap());
-    let mut array = put_together(MEMBERS, queue, &memory);
+    let queues = devices.iter().map(|device| MemberQueue::new(device.queue(memory.clone()).unwrap())).collect();
+    let mut array = assemble(queues, None, RaidOptions::default(), &memory).unwrap();
+    assert_eq!(array.status().roles, [Role::Active; MEMBERS]);
     array.start_scrub(false).unwrap();
     let deadline = Instant::now() + PATIENCE;
     while array.status().scrubbed.is_none() {

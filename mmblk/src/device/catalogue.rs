@@ -35,10 +35,16 @@ pub fn open(device: &Description) -> Result<Arc<dyn Device>, OpenError> {
     }
 }
 
-/// Opens the members of a device that is made of others.
-///
-/// # Errors
-/// [`OpenError`] of the first that cannot be opened.
-pub fn open_members(device: &Description) -> Result<Vec<Arc<dyn Device>>, OpenError> {
-    device.members.iter().map(open).collect()
+/// Opens the members of a device that is made of others: those that can be opened, and why the first of the others cannot.
+pub fn open_members(device: &Description) -> (Vec<Arc<dyn Device>>, Option<OpenError>) {
+    let (mut members, mut first) = (Vec::new(), None);
+    for member in &device.members {
+        match open(member) {
+            Ok(member) => members.push(member),
+            Err(error) => {
+                first.get_or_insert(error);
+            }
+        }
+    }
+    (members, first)
 }

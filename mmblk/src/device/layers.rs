@@ -44,6 +44,10 @@ impl Device for Layered {
         (self.wrap)(self.device.queue(memory)?)
     }
 
+    fn notes(&self) -> Vec<(&'static str, String)> {
+        self.device.notes()
+    }
+
     fn refresh(&self) -> Result<(), OpenError> {
         self.device.refresh()
     }

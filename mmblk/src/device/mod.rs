@@ -42,8 +42,13 @@ pub trait Device: Debug + Send + Sync {
     ///
     /// # Errors
     /// [`OpenError`] if the system has no descriptor or memory for it, or for a second queue of what has only one, as
-    /// an array does.
+    /// a server of one connection does.
     fn queue(&self, memory: &Memory) -> Result<BoxQueue, OpenError>;
+
+    /// What whoever runs it should know, by name; it changes while the device is in use. Nothing, of most kinds.
+    fn notes(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
 
     /// Looks whether what is behind it has another size by now; if so, all queues hear of it.
     ///

@@ -2,7 +2,7 @@
 //!
 //! | kind | options |
 //! |---|---|
-//! | `raid0`, `raid1`, `raid5` | `create=yes`: make one, if none of the members has been part of any; then `chunk`, `log` (sizes) and `zeroed=yes` (the members read as zeros) count. `degraded=yes`: a member may be missing that the others count on. `replace=yes`: members that are new, or stale, are filled again. `strict=yes`: whole stripes are recorded too. `rate`: bytes of a member per second for rebuild and scrub. `depth` (128) |
+//! | `raid0`, `raid1`, `raid5` | `create=yes`: make one, if none of the members has been part of any; then `chunk`, `log` (sizes) and `zeroed=yes` (the members read as zeros) count. `degraded=yes`: a member may be missing that the others count on, or not open. `replace=yes`: members that are new, or stale, are filled again. `strict=yes`: whole stripes are recorded too. `rate`: bytes of a member per second for rebuild and scrub. `depth` (128) |
 //!
 //! An array has one queue, see `docs/adr/0023-one-thread-per-array.md`; its users share it, see
 //! `docs/adr/0031-several-queues-of-one.md`.
@@ -18,7 +18,7 @@ use super::{BoxQueue, Device, OpenError};
 use crate::backend::raid::assemble::{AssembleError, assemble, examine};
 use crate::backend::raid::create::{CreateOptions, create};
 use crate::backend::raid::layout::Level;
-use crate::backend::raid::superblock::SuperblockError;
+use crate::backend::raid::superblock::{Role, SuperblockError};
 use crate::backend::raid::{MemberQueue, RaidError, RaidOptions, RaidQueue};
 use crate::layer::shared::Shared;
 use crate::queue::Geometry;
@@ -73,7 +73,14 @@ fn raid(device: &Description, level: Level) -> Result<Arc<dyn Device>, OpenError
     };
     options.done()?;
     let memory = Memory::private(LOOK_BYTES)?;
-    let mut members = open_members(device)?;
+    let (mut members, closed) = open_members(device);
+    if let Some(error) = closed {
+        // An array that is made has all its members.
+        if !run.allow_degraded || members.is_empty() || may_create && is_new(&members, run, &memory)? {
+            return Err(error);
+        }
+        tracing::warn!(%error, "a member cannot be opened; the array does without it");
+    }
     if may_create && is_new(&members, run, &memory)? {
         create(queues(&members, &memory)?, &make, &memory).map_err(other)?;
     }
@@ -140,6 +147,16 @@ impl Device for RaidDevice {
         Ok(Box::new(queue))
     }
 
+    fn notes(&self) -> Vec<(&'static str, String)> {
+        let place = self.array.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(status) = place.as_ref().map(|array| array.look(RaidQueue::status)) else { return Vec::new() };
+        let whole = status.roles.iter().filter(|role| **role == Role::Active).count();
+        let mut notes = vec![("members", status.roles.len().to_string()), ("whole", whole.to_string())];
+        notes.extend(status.rebuild.map(|rebuild| ("rebuilt", format!("{}/{}", rebuild.done, rebuild.stripes))));
+        notes.extend(status.failure.map(|failure| ("failure", failure.to_string())));
+        notes
+    }
+
     /// An array keeps its size.
     fn refresh(&self) -> Result<(), OpenError> {
         Ok(())
@@ -160,7 +177,9 @@ mod tests {
             let text = format!("{kind}(create=yes,zeroed=yes,chunk=64KiB,log=512KiB; {FOUR})");
             let device = open_text(&text).unwrap();
             assert_eq!(device.geometry().bytes, ((4 << 20) - (640 << 10)) * chunks, "{kind}");
+            assert_eq!(device.notes(), []);
             assert_eq!(device.queue(&memory).unwrap().geometry(), device.geometry());
+            assert_eq!(device.notes(), [("members", "4".to_owned()), ("whole", "4".to_owned())]);
             assert_eq!(device.queue(&memory).unwrap().geometry(), device.geometry(), "a second queue");
         }
     }
@@ -173,6 +192,9 @@ mod tests {
             (format!("raid5(create=yes,log=1KiB; {FOUR})"), "log"),
             (format!("raid5(color=red; {FOUR})"), "color"),
             ("raid5(create=yes; memory:32MiB; memory:32MiB)".into(), "2 members"),
+            // A new array has all its members, and one without any is none.
+            (format!("raid5(create=yes,degraded=yes; file:/nowhere/a; {FOUR})"), "/nowhere/a"),
+            ("raid5(degraded=yes; file:/nowhere/a; file:/nowhere/b)".into(), "/nowhere/a"),
         ] {
             let error = open_text(&text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");

@@ -110,6 +110,11 @@ impl<Q: BlockQueue> Shared<Q> {
         Self(Arc::new(Mutex::new(Office { queue, desks, flights, turn: 0, sleepers: 0 })))
     }
 
+    /// Looks at the queue below. Whoever wants to use it waits meanwhile.
+    pub fn look<T>(&self, look: impl FnOnce(&Q) -> T) -> T {
+        look(&self.0.lock().unwrap_or_else(PoisonError::into_inner).queue)
+    }
+
     /// One more queue on it.
     ///
     /// # Errors

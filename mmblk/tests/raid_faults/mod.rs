@@ -1,18 +1,26 @@
-//! Members that fail, hang, or only want something: who is kicked, and who is not; rebuild and scrub.
+//! Members that fail, hang, or only want something: who is kicked, and who is not; rebuild and scrub; members in other domains and on servers.
 
 use std::time::Duration;
 
+use fido_core::memory::Memory;
+use fido_core::testing::TestLanes;
 use mmblk::backend::memory::MemoryDevice;
 use mmblk::backend::raid::assemble::assemble;
+use mmblk::backend::raid::create::{CreateOptions, create};
 use mmblk::backend::raid::layout::Level;
 use mmblk::backend::raid::superblock::Role;
 use mmblk::backend::raid::{MemberQueue, RaidOptions, RaidQueue, ScrubReport};
+use mmblk::device::open_text;
 use mmblk::layer::Kind;
 use mmblk::layer::delay::Spread;
 use mmblk::layer::fault::{Effect, Fault, Faults, Rule};
+use mmblk::link::back::BackEnd;
+use mmblk::link::front::LinkQueue;
 use mmblk::queue::{BlockError, BlockOp, BlockQueue, Geometry};
 
-use crate::common::{GEOMETRY, Rig, pattern};
+use crate::common::link::Served;
+use crate::common::{GEOMETRY, PATIENCE, Rig, completions, pattern, payload};
+use crate::program;
 use crate::raid_rig::{Array, LEVELS, until};
 
 const CHUNK: u64 = 4096;
@@ -289,4 +297,64 @@ fn neighbours_go_together_and_fail_alone() {
     frail.rig.write(0, &pattern(3, 16 * WIDTH as usize)).unwrap();
     assert_eq!(frail.rig.queue.status().kicked, 1);
     frail.has(3, 16 * WIDTH);
+}
+
+/// An array of three in memory, but for the last, which is somewhere else.
+fn with_one_far(far: MemberQueue, memory: &Memory) -> RaidQueue {
+    let geometry = far.geometry();
+    let near = || MemberQueue::new(MemoryDevice::new(geometry).unwrap().queue(memory.clone()).unwrap());
+    let make = CreateOptions { chunk: 4096, log_bytes: 256 << 10, zeroed: true, ..CreateOptions::new(Level::Raid5) };
+    let (_, members) = create(vec![near(), near(), far], &make, memory).unwrap();
+    let limited = RaidOptions { stall_limit: Some(Duration::from_millis(200)), ..options() };
+    assemble(members, None, limited, memory).unwrap()
+}
+
+/// Writes, and in the middle of it something happens to the last member: nobody notices but the array.
+fn survives_the_loss_of_the_last(queue: &mut RaidQueue, memory: &Memory, lose: impl FnOnce()) {
+    let mut lose = Some(lose);
+    for round in 0..12u64 {
+        for part in 0..4 {
+            let data = payload(memory, &pattern(round, 6000 / 512 * 512));
+            queue.submit(part, BlockOp::Write { offset: part << 14, data, durable: part == 0 }).unwrap();
+        }
+        queue.flush_submissions();
+        if round == 6 {
+            assert_eq!(queue.status().roles, [Role::Active; 3]);
+            lose.take().unwrap()();
+        }
+        completions(queue, 4).into_iter().for_each(|completion| drop(completion.result.unwrap()));
+    }
+    assert_eq!(queue.status().roles, [Role::Active, Role::Active, Role::Missing]);
+    for part in 0..4 {
+        queue.submit(0, BlockOp::Read { offset: part << 14, len: 5632 }).unwrap();
+        let data = completions(queue, 1).remove(0).result.unwrap();
+        let mut found = vec![0; 5632];
+        memory.read_header(&data, 0, &mut found).unwrap();
+        assert!(found == pattern(11, 5632), "part {part}");
+    }
+}
+
+/// A lane waits for a successor of the domain at its other end for as long as it takes; an array does not.
+#[test]
+fn the_domain_of_a_member_may_die() {
+    let (link, mut server, mut user) = TestLanes::new(1, 256, 32 << 20);
+    let device = MemoryDevice::new(Geometry { bytes: 2 << 20, ..GEOMETRY }).unwrap();
+    let back = BackEnd::new(server.remove(0), device.queue(link.server.memory.clone()).unwrap()).unwrap();
+    let served = Served::new(back);
+    let far = MemberQueue::new(LinkQueue::connect(user.remove(0), PATIENCE).unwrap());
+    let mut queue = with_one_far(far, &link.user.memory);
+    survives_the_loss_of_the_last(&mut queue, &link.user.memory, || drop(served));
+}
+
+#[test]
+fn the_nbd_server_of_a_member_may_be_killed() {
+    let memory = fido_core::testing::private_memory(16 << 20);
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("nbd");
+    let place = format!("unix:{}", socket.display());
+    let server = program::start(env!("CARGO_BIN_EXE_mmblk-nbd"), &[&place, "memory:2MiB,block=512"]);
+    server.wait_for(&socket);
+    let far = open_text(&format!("nbd:{place},patience=50ms")).unwrap().queue(&memory).unwrap();
+    let mut queue = with_one_far(MemberQueue::new(far), &memory);
+    survives_the_loss_of_the_last(&mut queue, &memory, || drop(server));
 }

@@ -63,10 +63,11 @@ pub fn measure(options: &Options, _program: &Program<'_>) -> Result<(Vec<Table>,
     }
     let mut table = Table::new(
         "raid5",
-        format!("whole stripes of RAID 5 of {MEMBERS}, bytes of data ({} rounds)", options.rounds),
+        format!("whole stripes of RAID 5 of {MEMBERS} ({} rounds)", options.rounds),
         vec![
-            Column::new("array", "MiB/s", 0),
-            Column::new("data members alone", "MiB/s", 0),
+            Column::new("array, data", "MiB/s", 0),
+            Column::new("and parity", "MiB/s", 0),
+            Column::new("members alone", "MiB/s", 0),
             Column::new("together", "MiB/s", 0),
             Column::new("array / alone", "", 2),
             Column::new("array / together", "", 2),
@@ -75,20 +76,24 @@ pub fn measure(options: &Options, _program: &Program<'_>) -> Result<(Vec<Table>,
     let mut targets = Vec::new();
     for ((name, _), found) in SUBJECTS.iter().zip(&found) {
         let middle = |of: fn(&FullStripe) -> f64| median(&found.iter().map(of).collect::<Vec<_>>());
-        let (array, alone, together) = (
+        let (array, with_parity, alone, together) = (
             middle(|one| one.array / MIB),
-            middle(|one| one.array / one.to_alone() / MIB),
-            middle(|one| one.array / one.to_together() / MIB),
+            middle(|one| one.with_parity() / MIB),
+            middle(|one| one.alone.iter().sum::<f64>() / MIB),
+            middle(|one| one.together / MIB),
         );
         // Both of a ratio are from the same round.
         let (to_alone, to_together) = (middle(FullStripe::to_alone), middle(FullStripe::to_together));
-        let cells = [array, alone, together, to_alone, to_together].map(Some);
+        let cells = [array, with_parity, alone, together, to_alone, to_together].map(Some);
         let raw = Raw::Rounds(found.iter().flat_map(|one| [one.array, one.to_alone()]).collect());
         table.rows.push(Row { raw, ..Row::new(*name, cells.to_vec()) });
-        let what = format!("RAID 5, whole stripes, {name}: of the data members alone");
+        let what = format!("RAID 5, whole stripes, {name}: data and parity, of the members alone");
         targets.push(Target { what, limit: Limit::AtLeast(OF_MEMBERS), measured: Some(to_alone) });
     }
-    table.notes.push("data members: n - 1 of n; alone: the sum, one after the other; rounds in the raw data".into());
+    table.notes.push(
+        "members alone: the sum, one after the other; ratios: data and parity to all members, which is as".into(),
+    );
+    table.notes.push("data to n - 1 of n members; rounds in the raw data".into());
     table.notes.push("where members cost more processor than time, the processors cannot do that sum at once".into());
     Ok((vec![table, parity(&memory)?], targets))
 }

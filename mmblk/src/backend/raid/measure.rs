@@ -1,10 +1,13 @@
 //! How fast an array writes whole stripes, against its members alone; and parity, against a copy.
 //!
-//! What is compared: the bytes of *data* that the array takes in a second, with what its data members take: each member
-//! is written alone, one after the other, by the same thread, in requests of a chunk at the same depth, until flushed. The
-//! parity rotates, so each member carries data in all but one of *n* stripes; the data members are (*n* - 1) / *n* of the
-//! sum. Where members cost more processor than time (images in the page cache on few processors) that sum is more than
-//! the machine can do at once; compare with the members written together then ([`FullStripe::together`]).
+//! What is compared, said in two ways that make one ratio. Of *data*: the bytes that the array's user writes in a second with
+//! what *n* - 1 of *n* members take, for the parity rotates and each member carries data in all but one of *n* stripes. Of
+//! *what the members write*, parity included ([`FullStripe::with_parity`]): with the sum over all members. Each member is
+//! written alone, one after the other, by the same thread, in requests of a chunk at the same depth, until flushed.
+//!
+//! That sum is what the members could do if they had nothing in common. Where they share a disk, or cost more processor
+//! than time (images in the page cache on few processors), the machine cannot do it at once, array or not; compare with the
+//! members written together then ([`FullStripe::together`]).
 
 use std::time::{Duration, Instant};
 
@@ -32,6 +35,11 @@ pub struct FullStripe {
 }
 
 impl FullStripe {
+    /// What the array has its members write in a second: data and parity.
+    pub fn with_parity(&self) -> f64 {
+        self.array / self.data_share()
+    }
+
     /// The array against its data members, each alone.
     pub fn to_alone(&self) -> f64 {
         self.array / (self.alone.iter().sum::<f64>() * self.data_share())
