@@ -217,7 +217,7 @@ pub fn examine(
 
 /// Assembles an array from its members, in any order, and makes it consistent: what the logs say is written again, what
 /// was being written is made redundant again. `array` is the one that is expected, if that is known. Blocks; it does not
-/// take longer than to read the logs, and at most 64 regions of 4 MiB on each member.
+/// take longer than to read the logs, and at most 32 regions of 32 MiB on each member.
 ///
 /// # Errors
 /// [`RaidError`].
