@@ -183,3 +183,21 @@ fn rounded(len: u64) -> u64 {
 fn bits(user: DomainId) -> u64 {
     u64::from(user.slot.number()) << 16 | u64::from(user.generation.number())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_counted_where_the_queues_take_more_than_the_limit() {
+        let limits = Limits { requests: 8, ..Limits::NONE };
+        let at_most = |depths| {
+            let account = Account::new(limits, 2, depths).unwrap();
+            let taken = (0..16).take_while(|_| account.has_request() && account.take_request()).count();
+            account.return_requests(3);
+            (taken, account.has_request(), account.requests.load(SeqCst))
+        };
+        assert_eq!(at_most(9), (8, true, 5));
+        assert_eq!(at_most(8), (16, true, 0), "the queues themselves take no more than eight");
+    }
+}
