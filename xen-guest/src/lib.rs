@@ -7,6 +7,7 @@
 //! * [`costs`]: what the platform's primitives take.
 //! * [`memory`]: the guests' part in the scenarios `memory` and `costs`.
 //! * [`chain`]: the guests' part in the scenario `destroy`.
+//! * [`handshake`]: the guests' part in the scenario `handshake`.
 //! * [`disks`]: waiting for a guest's disks.
 //! * [`network`]: addresses of network interfaces.
 //! * [`pace`]: the guests' part in the scenario `ring`.
@@ -19,6 +20,7 @@ pub mod chain;
 pub mod costs;
 pub mod disks;
 pub mod grants;
+pub mod handshake;
 pub mod memory;
 pub mod network;
 pub mod pace;

@@ -70,7 +70,11 @@ fn idle(domain: &Domain) -> io::Result<()> {
     Ok(())
 }
 
-fn answer(lane: &mut Lane, out: &mut [u8]) -> io::Result<()> {
+/// Answers what has come. `out` has room for what is lent.
+///
+/// # Errors
+/// What the lane says.
+pub fn answer(lane: &mut Lane, out: &mut [u8]) -> io::Result<()> {
     let _ = lane.change();
     while let Some(message) = lane.recv() {
         let (head, payload) = message.map_err(|refusal| io::Error::other(format!("refused: {refusal:?}")))?;

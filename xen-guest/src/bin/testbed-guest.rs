@@ -7,7 +7,7 @@ use fido_core::conformance;
 use fido_core::domain::Domain;
 use fido_core::platform::xen::LAYER;
 use fido_core::platform::xen::store::Store;
-use xen_guest::{chain, memory, pace};
+use xen_guest::{chain, handshake, memory, pace};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         ["conformance"] => conformance(),
         ["chain"] => chain::run(),
         ["pace"] => pace::run(),
+        ["handshake"] => handshake::run(),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no part is called {words:?}"))),
     };
     match result {

@@ -158,7 +158,7 @@ impl Parts {
         archive.host_file("guest/vmlinux", &self.kernel, false)?;
         // Scenarios that create guests themselves name the program's part on the kernel's command line.
         archive.file("guest/image.cpio", guest("testbed-guest", &[])?, false)?;
-        for part in ["conformance", "chain", "pace"] {
+        for part in ["conformance", "chain", "pace", "handshake"] {
             archive.file(format!("guest/{part}.cpio"), guest("testbed-guest", &[part])?, false)?;
         }
         for domain in ["net", "fs", "disk"] {

@@ -10,7 +10,7 @@ pub struct Scenario {
 }
 
 /// All of them, in the order in which `all` runs them.
-pub const ALL: [Scenario; 9] = [
+pub const ALL: [Scenario; 11] = [
     Scenario { name: "boot", about: "dom0 comes up; two guests run a program of ours and find themselves in xenstore" },
     Scenario {
         name: "doctor",
@@ -32,9 +32,15 @@ pub const ALL: [Scenario; 9] = [
     Scenario { name: "ring", about: "what a lane between two guests takes, and that it asks nothing of the kernel" },
     Scenario { name: "refusals", about: "fidod where something is missing or wrong says what, and what to do" },
     Scenario {
+        name: "handshake",
+        about: "a guest that leaves or lies in each step of the handshake harms nobody else",
+    },
+    Scenario {
         name: "nas",
         about: "the NAS in three guests under fidod, served to libnfs in dom0; each destroyed in turn",
     },
+    // Nothing can be created or destroyed after it.
+    Scenario { name: "lost", about: "xenstored is killed under a running NAS, which goes on; fidod says so and ends" },
 ];
 
 /// The names that `wanted` stands for: itself, several with commas between them, or every one for `all`.
@@ -45,7 +51,7 @@ pub fn names(wanted: &str) -> Option<Vec<String>> {
         return Some(all.collect());
     }
     let is_there = |name: &str| ALL.iter().any(|scenario| scenario.name == name);
-    // In their own order.
+    // In their own order: some leave a machine that others cannot use.
     let found = all.filter(|name| wanted.split(',').any(|one| one == name)).collect();
     wanted.split(',').all(is_there).then_some(found)
 }

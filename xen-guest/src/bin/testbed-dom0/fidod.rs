@@ -76,6 +76,23 @@ impl Fidod {
         self.process.succeed(SHUTDOWN_LIMIT * 2).map(drop)
     }
 
+    /// Waits until it has said that.
+    pub fn wait_said(&mut self, words: &str, limit: Duration) -> Result<(), Failure> {
+        self.until(limit, &format!("it does not say {words:?}"), |fidod| {
+            Ok(fidod.process.said().contains(words).then_some(()))
+        })
+    }
+
+    /// Has it shut the appliance down, which it must end with that code and those words.
+    pub fn end(mut self, limit: Duration, code: i32, words: &str) -> Result<(), Failure> {
+        self.process.signal(Signal::TERM)?;
+        let status = self.process.wait(limit)?;
+        if status.code() == Some(code) && self.process.said().contains(words) {
+            return Ok(());
+        }
+        Err(self.process.failure(&format!("{status}, and not {code} with {words:?}")))
+    }
+
     /// Waits for something; not longer than the program runs.
     fn until<T>(
         &mut self,

@@ -33,7 +33,9 @@ pub struct Machine {
     pub pvh: bool,
     guests: Vec<Guest>,
     processors: u32,
-    _daemons: [Child; 2],
+    store: Child,
+    _console: Child,
+    is_store_gone: bool,
 }
 
 /// Mounts what a process needs before it can report.
@@ -73,7 +75,7 @@ impl Machine {
         command(&format!("{TOOLS}/xen-init-dom0"), &[])?;
         let console = daemon("xenconsoled", &["--interactive", "--log=guest", &format!("--log-dir={CONSOLES}")])?;
         let processors = processors(&xl(&["info"])?).ok_or("xl info does not say how many processors there are")?;
-        Ok(Self { pvh, guests: Vec::new(), processors, _daemons: [store, console] })
+        Ok(Self { pvh, guests: Vec::new(), processors, store, _console: console, is_store_gone: false })
     }
 
     /// Seconds since dom0's kernel began.
@@ -131,9 +133,19 @@ impl Machine {
         Ok(list.lines().skip(1).any(|line| line.split_whitespace().nth(1) == Some(id.to_string().as_str())))
     }
 
+    /// Kills xenstored, as a fault of it would. No guest can be created or destroyed any more.
+    pub fn kill_store(&mut self) -> Result<(), Failure> {
+        self.is_store_gone = true;
+        let killed = self.store.kill().and_then(|()| self.store.wait());
+        killed.map(drop).map_err(|error| format!("xenstored cannot be killed: {error}"))
+    }
+
     /// Destroys what guests are left, so that the next scenario finds an empty machine. Nothing may be left of them: no
-    /// domain that somebody's mappings keep from ending, and no grant in use.
+    /// domain that somebody's mappings keep from ending, and no grant in use. Without xenstored there is no way to do so.
     pub fn clean_up(&mut self) -> Result<(), Failure> {
+        if self.is_store_gone {
+            return Ok(());
+        }
         for guest in std::mem::take(&mut self.guests) {
             // A scenario may have done it already.
             if self.is_listed(guest.id)? {

@@ -19,11 +19,11 @@ const SERVER: &str = "10.0.0.2";
 /// The port of NFS and MOUNT.
 const PORT: u16 = 2049;
 /// How long the three guests may take until they serve, or serve again.
-const READY_LIMIT: Duration = Duration::from_secs(240);
+pub const READY_LIMIT: Duration = Duration::from_secs(240);
 /// How long a copy may take, also one in whose middle a guest is destroyed. TCP doubles its pauses while nobody answers.
 const COPY_LIMIT: Duration = Duration::from_secs(180);
 /// The length of a file that is copied, in bytes: not a multiple of anything.
-const FILE_BYTES: usize = (8 << 20) + 12_345;
+pub const FILE_BYTES: usize = (8 << 20) + 12_345;
 /// So much of it is under way when a guest is destroyed.
 const MIDDLE: u64 = 1 << 20;
 /// The volume, as a file in dom0 and as the device that the guest gets.
@@ -31,7 +31,7 @@ const DISK_FILE: &str = "/run/nas-disk.img";
 const DISK_BYTES: u64 = 96 << 20;
 const DISK_DEVICE: &str = "/dev/loop0";
 /// The file in dom0, and where one comes back to.
-const IN: &str = "/tmp/in";
+pub const IN: &str = "/tmp/in";
 const OUT: &str = "/tmp/out";
 
 /// Copies files in and out; destroys each guest in the middle of a copy; kills the manager and starts it again.
@@ -74,7 +74,7 @@ const COPY: &str = "/usr/bin/nfs-cp";
 const COPY_LOG: &str = "/var/log/xen/nfs-cp.log";
 
 /// The manifest for this machine: PV or PVH, on the processors that there are.
-fn manifest(machine: &Machine) -> String {
+pub fn manifest(machine: &Machine) -> String {
     let mut text = include_str!("nas.toml").to_owned();
     if machine.pvh {
         text = text.replace("type = \"pv\"", "type = \"pvh\"");
@@ -157,10 +157,11 @@ fn wait_for_unanswered_bytes(copy: &mut Process) -> Result<(), Failure> {
 }
 
 /// The volume's device in dom0.
-struct Disk;
+pub struct Disk;
 
 impl Disk {
-    fn attach() -> Result<Self, Failure> {
+    /// Makes it, with a new volume.
+    pub fn attach() -> Result<Self, Failure> {
         let made = fs::File::create(DISK_FILE).and_then(|file| file.set_len(DISK_BYTES));
         made.map_err(|error| format!("{DISK_FILE}: {error}"))?;
         machine::command("/bin/busybox", &["losetup", DISK_DEVICE, DISK_FILE])?;
@@ -186,17 +187,18 @@ fn reach() -> Result<(), Failure> {
     }
 }
 
-fn url(path: &str) -> String {
+/// A file of the NAS, as libnfs names it.
+pub fn url(path: &str) -> String {
     format!("nfs://{SERVER}/export/{path}?nfsport={PORT}&mountport={PORT}")
 }
 
 /// Copies a file to its end.
-fn copy(from: &str, to: &str) -> Result<(), Failure> {
+pub fn copy(from: &str, to: &str) -> Result<(), Failure> {
     Process::start(Command::new(COPY).args([from, to]), COPY_LOG)?.succeed(COPY_LIMIT).map(drop)
 }
 
 /// Reads a file and compares it byte by byte.
-fn same(name: &str, bytes: &[u8]) -> Result<(), Failure> {
+pub fn same(name: &str, bytes: &[u8]) -> Result<(), Failure> {
     // It does not write over a file.
     let _ = fs::remove_file(OUT);
     copy(&url(name), OUT)?;
@@ -212,7 +214,7 @@ fn same(name: &str, bytes: &[u8]) -> Result<(), Failure> {
 }
 
 /// Bytes that do not repeat: Marsaglia's xorshift64.
-fn noise(length: usize) -> Vec<u8> {
+pub fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     let word = || {
         state ^= state << 13;

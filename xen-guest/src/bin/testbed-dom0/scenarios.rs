@@ -21,7 +21,9 @@ pub fn run(name: &str, machine: &mut Machine, reporter: &mut Reporter) -> Result
         "destroy" => crate::appliance::destroy(machine, reporter),
         "ring" => crate::appliance::ring(machine, reporter),
         "refusals" => crate::refusals::run(machine, reporter),
+        "handshake" => crate::handshake::run(machine, reporter),
         "nas" => crate::nas::run(machine, reporter),
+        "lost" => crate::lost::run(machine, reporter),
         _ => Err(format!("this image has no scenario `{name}`")),
     }
 }
