@@ -14,7 +14,8 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Catches SIGHUP: look again what the device is like. See [`Signals::catch`].
+    /// Catches SIGHUP (look again what the device is like) from now on, in this thread and in those that it starts. Call it before any thread
+    /// is started: one that does not block a signal would die of it.
     ///
     /// # Errors
     /// The kernel's, if there is no descriptor left.
@@ -22,7 +23,8 @@ impl Signals {
         Self::catch(&[libc::SIGHUP])
     }
 
-    /// Catches SIGTERM and SIGINT: come to an end. See [`Signals::catch`].
+    /// Catches SIGTERM and SIGINT (come to an end) from now on, in this thread and in those that it starts. Call it before any thread
+    /// is started: one that does not block a signal would die of it.
     ///
     /// # Errors
     /// The kernel's, if there is no descriptor left.
@@ -30,11 +32,6 @@ impl Signals {
         Self::catch(&[libc::SIGTERM, libc::SIGINT])
     }
 
-    /// Catches the signals from now on, in this thread and in those that it starts. Call it before any thread is started:
-    /// one that does not block a signal would die of it.
-    ///
-    /// # Errors
-    /// The kernel's, if there is no descriptor left.
     fn catch(signals: &[libc::c_int]) -> io::Result<Self> {
         let mut set = MaybeUninit::uninit();
         // SAFETY: `sigemptyset` initialises the set, and the other calls only read it. Blocking a signal runs no code.

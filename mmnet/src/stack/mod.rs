@@ -52,7 +52,7 @@ use crate::phy::FramePhy;
 use crate::stream::lease::{Account, Waker};
 use crate::stream::slab::Slab;
 use crate::stream::{MAX_QUEUED_BYTES, SendError, StreamEvent, StreamId, StreamPort};
-pub use config::{StackConfig, StackError};
+pub use config::{MAX_ADDRESSES, MAX_BACKLOG, StackConfig, StackError};
 use connection::{Connection, Outcome};
 use timer::Alarm;
 

@@ -265,12 +265,12 @@ fn limits_are_exact() {
     let fits: [(Edit, bool); 10] = [
         (|_| (), true),
         (|config| config.addresses.clear(), false),
-        (|config| config.addresses = vec![([10, 0, 0, 1].into(), 24); config::MAX_ADDRESSES], true),
-        (|config| config.addresses = vec![([10, 0, 0, 1].into(), 24); config::MAX_ADDRESSES + 1], false),
+        (|config| config.addresses = vec![([10, 0, 0, 1].into(), 24); MAX_ADDRESSES], true),
+        (|config| config.addresses = vec![([10, 0, 0, 1].into(), 24); MAX_ADDRESSES + 1], false),
         (|config| config.addresses[0].1 = 33, false),
         (|config| config.addresses[0].0 = [224, 0, 0, 1].into(), false),
         (|config| config.hardware[0] = 1, false),
-        (|config| config.backlog = config::MAX_BACKLOG + 1, false),
+        (|config| config.backlog = MAX_BACKLOG + 1, false),
         (|config| config.buffer_bytes = (16 << 20) + 1, false),
         (|config| config.connections = 0, false),
     ];
