@@ -50,11 +50,12 @@ impl Alarm {
     }
 
     fn set_in(&self, wait: Duration) {
-        // Relaxed: only whether a system call is due hangs on it; the descriptor itself is the kernel's.
-        self.is_set.store(true, Ordering::Relaxed);
         // A timer of zero would be none. What does not fit is beyond all that is waited for here.
         let wait = Timespec::try_from(wait.max(Duration::from_nanos(1))).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
         self.set_timer(wait);
+        // Afterwards: a reset in between does nothing, and is done one sleep later. The other way round it would leave a
+        // descriptor that is ready and that nobody resets. Relaxed: the descriptor itself is the kernel's.
+        self.is_set.store(true, Ordering::Relaxed);
     }
 
     /// Neither set nor rung any more. Costs nothing if it was not.
