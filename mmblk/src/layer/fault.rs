@@ -304,12 +304,13 @@ impl<Q: BlockQueue> BlockQueue for Fault<Q> {
     }
 
     fn poll(&mut self) -> Option<BlockCompletion> {
+        let mut passed = false;
         for _ in 0..self.blocked.len() {
             if let Some((passing, op)) = self.blocked.pop_front() {
                 self.pass(passing, op);
+                passed = true;
             }
         }
-        let mut passed = false;
         while let Some((id, op)) = self.stalled.pop() {
             if self.faults.is_dead() {
                 self.finished.push(id, Err(DEAD));

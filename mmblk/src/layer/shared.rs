@@ -27,6 +27,9 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use crate::queue::{BlockCompletion, BlockOp, BlockQueue, Busy, Features, Geometry};
 use crate::slab::Slab;
 
+/// How often whoever looks after the device goes round before it goes on with its own.
+const ROUNDS: usize = 4;
+
 /// The queue below, and who has a desk.
 #[derive(Debug)]
 pub struct Shared<Q>(Arc<Mutex<Office<Q>>>);
@@ -144,11 +147,16 @@ impl<Q: BlockQueue> Shared<Q> {
 }
 
 impl<Q: BlockQueue> Office<Q> {
-    /// Takes what is asked, and puts on the desks what has ended, until nothing moves.
+    /// Takes what is asked, and puts on the desks what has ended, until nothing moves; but a bounded number of times, for
+    /// others who ask as fast as this goes must not keep the thread from its own. Its next poll goes on here.
     fn work(&mut self) {
-        loop {
+        for round in 1..=ROUNDS {
             let mut moved = self.take_requests();
             self.queue.flush_submissions();
+            if round == ROUNDS {
+                // Not a poll behind it: what room that made would be offered to nobody. The device says what is left.
+                break;
+            }
             while let Some(completion) = self.queue.poll() {
                 self.deliver(completion);
                 moved = true;
@@ -321,8 +329,8 @@ impl<Q: BlockQueue> Source for SharedQueue<Q> {
             return true;
         }
         drop(trays);
-        // Whoever is at it now sees what came before the device was armed, and it rings for what comes after.
-        self.office.try_lock().is_ok_and(|mut office| office.queue.ready())
+        // Waits for who is at it, who may be somebody that only looks ([`Shared::look`]) and sees nothing of what came.
+        self.office().queue.ready()
     }
 
     fn disarm(&mut self) {

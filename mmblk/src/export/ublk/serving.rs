@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fido_core::assignment::WaitStrategy;
+use fido_core::heap::HeapError;
 use fido_core::memory::Memory;
 use fido_core::payload::Payload;
 use fido_core::wait::{Source, WakeId};
@@ -212,7 +213,12 @@ impl Serving {
 
     /// Takes a write's payload from the kernel into the arena; `None` if that has no room now.
     fn fetch(&mut self, tag: u16, len: u32) -> Option<Result<Payload, i32>> {
-        let mut buf = self.memory.alloc(len as usize).ok()?;
+        let mut buf = match self.memory.alloc(len as usize) {
+            Ok(buf) => buf,
+            Err(HeapError::Exhausted { wanted, capacity, .. }) if wanted <= capacity => return None,
+            // There will never be: waiting would hold up all that comes behind.
+            Err(_) => return Some(Err(libc::ENOMEM)),
+        };
         let (start, mut done) = (command::payload_at(self.number, tag), 0);
         while done < buf.len() {
             let at = start + done as u64;
