@@ -69,7 +69,7 @@ pub enum AssembleError {
         first: usize,
         /// The other.
         second: usize,
-        /// The generation that both have.
+        /// The lower of their generations.
         generation: u64,
     },
     /// A member that the array counts on is not there.
@@ -137,6 +137,12 @@ pub fn choose(found: &[Found], array: Option<ArrayId>, allow_degraded: bool) -> 
         // An update that was interrupted has left some one behind, and nothing was written in between.
         let counted = newest.roles.get(index).is_some_and(|role| *role != Role::Missing);
         if !counted || superblock.generation + 1 < newest.generation || superblock.layout != newest.layout {
+            let without = newest.index.and_then(|index| superblock.roles.get(index)) == Some(&Role::Missing);
+            if without && !counted {
+                // It is not what stayed behind: it has gone on, too, and which is right is not for generations to say.
+                let generation = superblock.generation;
+                return Err(AssembleError::Separated { first, second: member, generation });
+            }
             return Err(stale);
         }
         match choice.places.get_mut(index) {
@@ -217,7 +223,7 @@ pub fn examine(
 
 /// Assembles an array from its members, in any order, and makes it consistent: what the logs say is written again, what
 /// was being written is made redundant again. `array` is the one that is expected, if that is known. Blocks; it does not
-/// take longer than to read the logs, and at most 32 regions of 32 MiB on each member.
+/// take longer than to read the logs, and at most 32 regions of 8 MiB on each member.
 ///
 /// # Errors
 /// [`RaidError`].

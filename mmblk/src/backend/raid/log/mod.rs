@@ -20,8 +20,8 @@ pub(super) const MAX_INTENTS: usize = 32;
 /// The most stripes with unrecorded writes until they are flushed.
 const MAX_SOFT: usize = 4096;
 /// Bytes of a region of intent on each member: a write that is the first in its region waits for the intent, and a recovery
-/// makes the redundancy of [`MAX_INTENTS`] regions anew at most.
-const REGION_BYTES: u64 = 32 << 20;
+/// makes the redundancy of [`MAX_INTENTS`] regions anew at most, which has to be done before a domain is due to be ready.
+const REGION_BYTES: u64 = 8 << 20;
 
 /// The space of one member's log, in bytes from the log's beginning.
 #[derive(Debug)]
@@ -307,17 +307,17 @@ mod tests {
     #[test]
     fn a_checkpoint_ends_intents_but_not_those_in_use() {
         let mut log = log(1 << 20);
-        let (seq, _) = log.new_intent(8193, &[(0, 512), (1, 512)]).unwrap();
-        assert_eq!(log.use_intent(8192 + 8191), Some((seq, false)));
-        assert_eq!(log.use_intent(8191), None, "another region");
+        let (seq, _) = log.new_intent(2049, &[(0, 512), (1, 512)]).unwrap();
+        assert_eq!(log.use_intent(2048 + 2047), Some((seq, false)));
+        assert_eq!(log.use_intent(2047), None, "another region");
         log.intent_durable(seq);
-        assert_eq!(log.use_intent(8192), Some((seq, true)));
+        assert_eq!(log.use_intent(2048), Some((seq, true)));
         (0..3).for_each(|_| log.done(seq));
-        assert_eq!(log.use_intent(8192), Some((seq, true)), "in use again");
+        assert_eq!(log.use_intent(2048), Some((seq, true)), "in use again");
         let retired = log.begin_checkpoint();
         assert!(retired.is_empty() && log.tail_without(&retired) == seq);
-        assert_eq!(log.use_intent(8192), None, "whoever comes now needs another");
-        assert_eq!(log.region(8500, 8501), (8192, 309));
+        assert_eq!(log.use_intent(2048), None, "whoever comes now needs another");
+        assert_eq!(log.region(2100, 2101), (2048, 53));
     }
 
     #[test]
