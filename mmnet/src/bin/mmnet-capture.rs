@@ -52,6 +52,8 @@ impl Service for Tape {
             worked = true;
             if let Err(error) = self.capture.record(&frame, self.link.memory()) {
                 self.failure = Some(format!("{}: {error}", self.path.display()));
+                // Nothing behind a record that may be half there.
+                break;
             }
         }
         self.link.flush();

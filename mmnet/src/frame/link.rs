@@ -21,7 +21,7 @@ use fido_core::message::Head;
 use fido_core::payload::Payload;
 use fido_core::wait::{PeerView, Source, WakeId};
 
-use super::bundle::{Bundle, Unbundling};
+use super::bundle::{Bundle, FRAMES, Unbundling};
 use super::offload::{Offload, VirtioHeader};
 use super::port::{
     Frame, FrameCounts, FrameError, FramePort, MAX_FRAME_BYTES, MAX_MTU, MIN_MTU, QUEUE, check, lies_in,
@@ -88,6 +88,19 @@ impl FrameLink {
             match self.lane.recv() {
                 Some(Ok((head, payload))) => self.take(head, payload),
                 // The lane has counted and logged it.
+                Some(Err(_)) => self.counts.refused += 1,
+                None => return,
+            }
+        }
+    }
+
+    /// Takes off the lane what there is room for. The rest waits in the lane, so that its sender sees it fill up; should
+    /// that stand still, the lane itself looks for what is returned.
+    fn take_what_fits(&mut self) {
+        self.follow_link();
+        while self.received.len() + FRAMES <= QUEUE {
+            match self.lane.recv() {
+                Some(Ok((head, payload))) => self.take(head, payload),
                 Some(Err(_)) => self.counts.refused += 1,
                 None => return,
             }
@@ -232,7 +245,7 @@ impl FramePort for FrameLink {
     }
 
     fn flush(&mut self) {
-        self.take_in(QUEUE);
+        self.take_what_fits();
         self.push_out();
         self.close_bundle();
         self.lane.flush();

@@ -319,7 +319,11 @@ impl<P: FramePort> Stack<P> {
     /// How long until a timer is due.
     fn delay(&mut self) -> Option<Duration> {
         let now = self.now();
-        let delay = self.interface.poll_delay(now, &self.sockets).map(Duration::from);
+        let mut delay = self.interface.poll_delay(now, &self.sockets).map(Duration::from);
+        if !self.phy.port().has_room() {
+            // What is due cannot be sent, so it would be due at once again. The port wakes when there is room.
+            delay = delay.map(|delay| delay.max(STARVED));
+        }
         if self.starved { Some(delay.map_or(STARVED, |delay| delay.min(STARVED))) } else { delay }
     }
 }

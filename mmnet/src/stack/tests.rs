@@ -231,6 +231,20 @@ impl FramePort for Lossy {
 }
 
 #[test]
+fn what_cannot_be_sent_is_not_due_at_once() {
+    let (a, _b) = lane_pair(8, Transport::Pointer);
+    let mut stack = Stack::new(FrameLink::new(a, 1500).unwrap(), config(1)).unwrap();
+    // Nobody takes the requests for addresses that each of them sends, until there is no room for more.
+    while stack.phy.port().has_room() {
+        stack.connect("10.0.0.9:7".parse().unwrap()).unwrap();
+        stack.poll();
+        let frame = stack.memory().alloc(60).unwrap().into_payload();
+        stack.phy.port_mut().send(frame.into()).unwrap();
+    }
+    assert!(stack.delay().is_some_and(|delay| delay >= STARVED));
+}
+
+#[test]
 fn bytes_arrive_in_spite_of_loss_and_disorder() {
     let (a, b) = lane_pair(256, Transport::Pointer);
     let lossy = |lane, number: u8| {
