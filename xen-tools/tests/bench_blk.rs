@@ -57,7 +57,7 @@ fn every_table_of_the_benchmark_of_block_devices_is_filled() {
     }
     found.has_cell("latency-1", "null, read 512, MMBlk", "beyond direct");
     for members in ["memory at 150 MiB/s", "memory", "file", "file, O_DIRECT"] {
-        for column in ["array", "data members alone", "together", "array / alone"] {
+        for column in ["array, data", "members alone", "together", "array / alone"] {
             found.has_cell("raid5", members, column);
         }
     }
