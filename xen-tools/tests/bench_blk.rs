@@ -63,7 +63,7 @@ fn every_table_of_the_benchmark_of_block_devices_is_filled() {
     }
     found.has_cell("parity", "8 sources", "copy");
     assert!(found.out.contains("\ntargets") && found.out.contains("times copying"), "{}", found.out);
-    assert!(found.out.contains("RAID 5, whole stripes, memory at 150 MiB/s: of the data members alone"));
+    assert!(found.out.contains("RAID 5, whole stripes, memory at 150 MiB/s: data and parity, of the members alone"));
     assert_eq!(found.plots, 6);
 }
 
