@@ -175,13 +175,13 @@ fn mirrors_that_went_separate_ways_are_refused() {
     let options = CreateOptions { level: Level::Raid1, ..small() };
     create(queues(&devices), &options, &memory).unwrap();
     let degraded = RaidOptions { allow_degraded: true, ..Default::default() };
-    assemble(queues(&devices[..1]), None, degraded.clone(), &memory).unwrap();
-    assemble(queues(&devices[1..]), None, degraded.clone(), &memory).unwrap();
+    assemble(queues(&devices[..1]), None, degraded, &memory).unwrap();
+    assemble(queues(&devices[1..]), None, degraded, &memory).unwrap();
     // Also when one of them has been started more often since.
     for _ in 0..3 {
-        let error = assemble(queues(&devices), None, degraded.clone(), &memory).map(drop);
+        let error = assemble(queues(&devices), None, degraded, &memory).map(drop);
         assert!(matches!(error, Err(RaidError::Assemble(AssembleError::Separated { .. }))), "{error:?}");
-        let alone = assemble(queues(&devices[1..]), None, degraded.clone(), &memory).unwrap();
+        let alone = assemble(queues(&devices[1..]), None, degraded, &memory).unwrap();
         assert_eq!(alone.status().roles, [Role::Missing, Role::Active]);
     }
 }
