@@ -56,8 +56,9 @@ pub enum LimitsError {
 }
 
 impl Limits {
-    /// No limits but the queues' depths: for a front end that is the only one. A turn is 64 requests all the same.
-    pub const NONE: Self = Self { requests: MAX_REQUESTS, lent_bytes: u64::MAX, turn: 64 };
+    /// No limits but the queues' depths: for a front end that is the only one. A turn has a bound all the same, and answers
+    /// go out after each: were it as long as the queue is deep, either side would wait for all that the other does.
+    pub const NONE: Self = Self { requests: MAX_REQUESTS, lent_bytes: u64::MAX, turn: 16 };
 
     /// What is fair among so many front ends of a back end that lends from `memory`: each gets an equal part of the
     /// heap, and one part is nobody's, since pieces of several sizes never fill a heap.
