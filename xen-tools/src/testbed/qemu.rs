@@ -59,7 +59,8 @@ impl Machine {
         }
         let xen = "console=com1 com1=115200,8n1 dom0_mem=640M,max:640M dom0_max_vcpus=1 dom0_vcpus_pin \
                    gnttab_max_frames=1024 gnttab_max_maptrack_frames=4096 noreboot";
-        let mut words = vec!["console=hvc0", "quiet", "panic=-1", "--"];
+        // The files of a tmpfs may take half of the memory that the image itself leaves; they are as large as the image.
+        let mut words = vec!["console=hvc0", "quiet", "panic=-1", "rootfstype=ramfs", "--"];
         if self.pvh {
             words.push("pvh");
         }
