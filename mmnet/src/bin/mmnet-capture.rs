@@ -1,5 +1,6 @@
 //! The capture component: writes every frame that comes over its only link to a file, and sends none. Linked to the mirror
-//! port of a switch, it is where the traffic can be seen; a slow disk holds up nobody, since a mirror drops what is not taken.
+//! port of a switch, it is where the traffic can be seen; a slow disk holds up no frame, since a mirror drops what is not
+//! taken; but up to 256 frames wait at either end and as many messages in the lane, in the arenas of those who sent them.
 //!
 //! `docs/mmnet.md` has its settings and an example.
 

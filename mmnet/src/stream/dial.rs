@@ -38,6 +38,9 @@ pub enum DialError {
     /// As many connections as there may be.
     #[error("there are {MAX_CONNECTIONS} connections already, as many as there may be")]
     Connections,
+    /// Too much waits for the other domain to take it.
+    #[error("{OUTBOUND} messages wait for the other domain already; it takes none, or more slowly than they come")]
+    Crowded,
 }
 
 /// Opens connections to the domain at the other end of a lane. See the module's head.
@@ -137,6 +140,9 @@ impl DialPort {
         if !self.lane.is_up() {
             return Err(DialError::Down);
         }
+        if self.outbound.len() >= OUTBOUND {
+            return Err(DialError::Crowded);
+        }
         self.serial = self.serial.wrapping_add(1);
         let call = Call {
             serial: self.serial,
@@ -192,10 +198,20 @@ impl DialPort {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "resetting a connection whose bytes cannot be lent");
-                    self.reset(Name::of(&head).id);
+                    self.abandon(Name::of(&head));
                 }
             }
         }
+    }
+
+    /// Resets a connection of which bytes are lost: nothing behind them may arrive, least of all a proper end.
+    fn abandon(&mut self, name: Name) {
+        if self.name(name.id) != Some(name) {
+            // Closed already, and that is among what waits.
+            return;
+        }
+        self.outbound.retain(|(head, _)| Name::of(head) != name);
+        self.reset(name.id);
     }
 
     fn follow_link(&mut self) {
@@ -374,11 +390,11 @@ impl StreamPort for DialPort {
                     };
                 }
                 Ok(None) => {}
-                Err(_) => lost.push(Name::of(head).id),
+                Err(_) => lost.push(Name::of(head)),
             }
         }
         self.outbound.retain(|(_, payload)| !lies_in(payload, dead));
-        lost.into_iter().for_each(|id| self.reset(id));
+        lost.into_iter().for_each(|name| self.abandon(name));
     }
 }
 

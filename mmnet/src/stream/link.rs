@@ -218,6 +218,16 @@ impl LinkPort {
         }
     }
 
+    /// Bytes of this connection cannot be sent: nothing behind them may arrive, least of all a proper end.
+    fn abandon(&mut self, wire: Name) {
+        let connection = self.named(wire).and_then(|id| self.connections.get(id));
+        // Of one that is reset already, that is among what waits.
+        if connection.is_some_and(|connection| !connection.reset) {
+            self.outbound.retain(|(head, _)| Name::of(head) != wire);
+        }
+        self.refuse(wire);
+    }
+
     /// Says `Writable` if it was asked for and is true.
     fn tell_room(&mut self, id: StreamId) {
         let crowded = self.outbound.len() > OUTBOUND / 2;
@@ -256,7 +266,7 @@ impl LinkPort {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "resetting a connection whose reply cannot be lent");
-                    self.refuse(Name::of(&head));
+                    self.abandon(Name::of(&head));
                 }
             }
         }

@@ -175,3 +175,45 @@ fn when_the_other_domain_dies_all_connections_close() {
     client.flush();
     opened(&mut server);
 }
+
+#[test]
+fn nothing_arrives_behind_bytes_that_are_lost() {
+    let (a, b) = lane_pair(4, Transport::Pointer);
+    let (mut client, mut server) = (DialPort::new(a), LinkPort::new(b));
+    server.listen(7);
+    let (here, there) = connect(&mut client, &mut server);
+    let memory = client.lane_memory().clone();
+    for seed in 0..16 {
+        client.send(here, payload(&memory, &pattern(seed, 64))).unwrap();
+    }
+    client.finish(here);
+    // What waits lies in the arena of somebody who is gone, and there is no room for copies.
+    let mut full = Vec::new();
+    for len in [1 << 20, 1 << 12, 64] {
+        full.extend(std::iter::from_fn(|| memory.alloc(len).ok()));
+    }
+    client.rescue(memory.id());
+    drop(full);
+    let mut arrived = 0;
+    let deadline = std::time::Instant::now() + crate::stream::testkit::PATIENCE;
+    loop {
+        drop(client.poll());
+        client.flush();
+        match server.poll() {
+            Some(StreamEvent::Data { data, .. }) => arrived += data.len(),
+            Some(StreamEvent::Closed { id }) if id == there => break,
+            Some(event) => panic!("{event:?}"),
+            None => server.flush(),
+        }
+        assert!(std::time::Instant::now() < deadline, "out of patience");
+    }
+    assert!(arrived <= 4 * 64, "{arrived}");
+}
+
+#[test]
+fn calls_that_nobody_takes_are_bounded() {
+    let (a, _b) = lane_pair(4, Transport::Pointer);
+    let mut client = DialPort::new(a);
+    let error = (0..100_000).find_map(|_| client.connect(7).map(|id| client.reset(id)).err());
+    assert_eq!(error, Some(DialError::Crowded));
+}
